@@ -5,7 +5,9 @@ A schema says the simplest form that is accepted, without references, patterns a
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,25 +23,31 @@ NOTE = 150  # of them for the last line, which says how to go on
 PASSED_OVER = frozenset({"wait_for_previous"})  # gemini lets its model say this to any tool
 
 
-def arguments_of(name: str, source: type[Struct], picked: str = "", without: str = "", **own: Any) -> type[Struct]:
-    """A type of a tool's arguments: the fields of ``source`` that are picked, or all but some, and ``own`` ones as
-    (type, default), a type alone where there must be one.
+def arguments_of(
+    name: str, source: type[Struct], picked: str = "", without: str = "", **own: Any
+) -> Callable[[], type[Struct]]:
+    """Gives, made when it is first asked for, a type of a tool's arguments: the fields of ``source`` that are picked,
+    or all but some, and ``own`` ones as (type, default), a type alone where there must be one.
     """
-    wanted = picked.split() or [row.name for row in msgspec.structs.fields(source) if row.name not in without.split()]
-    table = {row.name: row for row in msgspec.structs.fields(source)}
-    rows: dict[str, Any] = {}
-    for field in wanted:
-        row = table[field]
-        if row.default is not msgspec.NODEFAULT:
-            rows[field] = (row.type, row.default)
-        elif row.default_factory is not msgspec.NODEFAULT:
-            rows[field] = (row.type, msgspec.field(default_factory=row.default_factory))
-        else:
-            rows[field] = row.type
-    rows |= own
-    required = [(field, shape) for field, shape in rows.items() if not isinstance(shape, tuple)]
-    optional = [(field, *shape) for field, shape in rows.items() if isinstance(shape, tuple)]
-    return msgspec.defstruct(name, [*required, *optional], kw_only=True)
+
+    @functools.cache
+    def made() -> type[Struct]:
+        table = {row.name: row for row in msgspec.structs.fields(source)}
+        rows: dict[str, Any] = {}
+        for field in picked.split() or [name for name in table if name not in without.split()]:
+            row = table[field]
+            if row.default is not msgspec.NODEFAULT:
+                rows[field] = (row.type, row.default)
+            elif row.default_factory is not msgspec.NODEFAULT:
+                rows[field] = (row.type, msgspec.field(default_factory=row.default_factory))
+            else:
+                rows[field] = row.type
+        rows |= own
+        required = [(field, shape) for field, shape in rows.items() if not isinstance(shape, tuple)]
+        optional = [(field, *shape) for field, shape in rows.items() if isinstance(shape, tuple)]
+        return msgspec.defstruct(name, [*required, *optional], kw_only=True)
+
+    return made
 
 
 def checked(given: dict[str, Any], shape: type[Struct]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
@@ -173,19 +172,18 @@ def in_query(value: Any) -> bytes:
     return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tool:
+class Tool(Struct, frozen=True, kw_only=True):
     """A tool. Who has ``permission`` may see and call it; ``run`` gives its answer. ``writes``: it changes something;
     ``waits``: for somebody else, so that its answer begins at once.
     """
 
     words: str
-    takes: type[Struct]
+    takes: Callable[[], type[Struct]]
     run: Callable[[Call], Awaitable[str]]
     permission: str | None = READ
     writes: bool = False
     waits: bool = False
-    fields: dict[str, str] = field(default_factory=dict)  # words for arguments
+    fields: dict[str, str] = {}  # words for arguments
 
     def annotations(self) -> dict[str, bool]:
         """Those under which programs run it unasked: it reads only, or it destroys nothing here and goes nowhere."""
@@ -195,7 +193,7 @@ class Tool:
     async def call(self, call: Call) -> str:
         """The answer's text. Raises ApiError, which names a bad argument."""
         call.sidecar.tokens.check_permission(call.claims, self.permission)
-        call.given = checked(call.given, self.takes)
+        call.given = checked(call.given, self.takes())
         return await self.run(call)
 
 

@@ -267,7 +267,7 @@ def list_tools(asked: Request, may: Collection[str]) -> dict[str, Any]:
 def described(name: str) -> dict[str, Any]:
     """A tool as clients list it."""
     tool = TOOLS[name]
-    schema = schema_of(tool.takes, WORDS | tool.fields)
+    schema = schema_of(tool.takes(), WORDS | tool.fields)
     return {"name": name, "description": tool.words, "inputSchema": schema, "annotations": tool.annotations()}
 
 

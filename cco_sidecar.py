@@ -119,8 +119,7 @@ MAX_FIELDS = 64 * 1024  # bytes of a request's headers
 # -- options: their table, where their values come from, how each is read
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(Struct, frozen=True):
     """One setting; ``read`` makes its value from text or a TOML value and raises ValueError."""
 
     default: Any
@@ -221,7 +220,7 @@ def read_option(name: str, where: str, value: Any, folder: Path | None = None) -
 def option_table() -> dict[str, Option]:
     readers = typing.get_type_hints(settings_class(), include_extras=True)
     return {
-        field.name: dataclasses.replace(field.metadata["option"], read=readers[field.name].__metadata__[0])
+        field.name: msgspec.structs.replace(field.metadata["option"], read=readers[field.name].__metadata__[0])
         for field in fields(settings_class())
         if field.metadata
     }

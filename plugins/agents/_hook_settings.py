@@ -11,8 +11,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
 
 Answer = dict[str, Any]
 
@@ -35,8 +36,7 @@ def as_permission(event: str, allowed: bool, message: str) -> Answer:
     return {"hookSpecificOutput": {"hookEventName": event, "decision": decision}}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dialect:
+class Dialect(Struct, frozen=True, kw_only=True):
     """The words of one program.
 
     ``events`` has its names for our moments: the start of a session, a prompt of the user, a tool's end, the end of a
@@ -54,9 +54,9 @@ class Dialect:
     permit: Callable[[str, bool, str], Answer] = as_permission
     session: str = "session_id"
     second: int = 1
-    handler: Callable[[str, int], Answer] = field(
-        default=lambda command, limit: {"hooks": [{"type": "command", "command": command, "timeout": limit}]}
-    )
+    handler: Callable[[str, int], Answer] = lambda command, limit: {
+        "hooks": [{"type": "command", "command": command, "timeout": limit}]
+    }
 
     def moment(self, event: str) -> str | None:
         """The moment that the program calls ``event``."""

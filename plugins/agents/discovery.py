@@ -13,7 +13,6 @@ import re
 import shutil
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,7 @@ MAX_FILES = 200  # of a folder
 WORD = 100 * 1024  # bytes of one word of a command line; Linux takes 128 kB
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(Struct, frozen=True):
     """Where a program looks for agents. ``home`` is its folder in the user's home, ``variable`` what moves that."""
 
     folders: tuple[str, ...]

@@ -8,9 +8,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from cco_sidecar import (
     AgentCommand,
@@ -32,8 +33,7 @@ log = logging.getLogger("cco")
 UNASKED = ("curl",)  # what every agent may run: it calls the service
 
 
-@dataclass(frozen=True, kw_only=True)
-class Program:
+class Program(Struct, frozen=True, kw_only=True):
     """A program in its headless form, in which it edits files unasked and runs the commands that it is told.
 
     ``argv``, ``stdin`` and ``environment`` are those of an AgentCommand. Variables that the program must not have are
@@ -61,17 +61,17 @@ class Program:
     logged_out_codes: tuple[int | None, ...] = (1,)
     offline: str = ""
     stdin: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = {}
+    files: dict[str, str] = {}
     may: Callable[[str], str] | None = None
-    asking: dict[bool, Sequence[str]] = field(default_factory=dict)
-    telemetry: dict[str, str] = field(default_factory=dict)
+    asking: dict[bool, Sequence[str]] = {}
+    telemetry: dict[str, str] = {}
     telemetry_argv: Sequence[str] = ()
     mcp_argv: Sequence[str] = ()
     mcp_apart: tuple[str, str, Sequence[str]] = ("", "", ())
     mcp_last: Sequence[str] = ()
-    mcp_environment: dict[str, Any] = field(default_factory=dict)
-    mcp_files: dict[str, Any] = field(default_factory=dict)
+    mcp_environment: dict[str, Any] = {}
+    mcp_files: dict[str, Any] = {}
 
     @property
     def connects(self) -> bool:

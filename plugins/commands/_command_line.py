@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import copy
 import dataclasses
 import functools
 import io
@@ -46,7 +47,7 @@ from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins, contains
 from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import meant, nearest
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, settle, speaks_unicode
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, FORMATS, Command, settle, speaks_unicode
 
 SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
 
@@ -70,7 +71,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def check_options(options: argparse.Namespace, command: str, row: Command | None) -> None:
     """Refuse what ``command`` would pass over, and settle the format."""
-    formats = row.formats if row else Command.formats
+    formats = row.formats if row else FORMATS
     for name in (*CLIENT_OPTIONS, *option_table()):
         if row is None or name in row.options or name not in vars(options):
             continue
@@ -214,6 +215,7 @@ def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
     yield
 
 
+@functools.cache
 def option_parser() -> cco_sidecar.CommandParser:
     """The core's, and for each switch its opposite, for what a settings file or a variable says otherwise."""
     parser = cco_sidecar.option_parser()
@@ -237,12 +239,13 @@ def shared_options() -> list[argparse.Action]:
     """What every command reads, before and after it, and refuses unless its row names it; no help but that of serve
     shows it.
     """
-    parser = option_parser()
-    parser.add_argument("--url", default=argparse.SUPPRESS)
-    parser.add_argument("--format", default=argparse.SUPPRESS)
-    for action in parser._actions:
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--url", default=argparse.SUPPRESS)
+    own.add_argument("--format", default=argparse.SUPPRESS)
+    actions = [copy.copy(action) for action in (*option_parser()._actions, *own._actions)]
+    for action in actions:
         action.help = argparse.SUPPRESS
-    return parser._actions
+    return actions
 
 
 class CommandParser(cco_sidecar.CommandParser):

@@ -10,8 +10,9 @@ import copy
 import json
 import re
 import tomllib
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
 
 Path = tuple[str, ...]
 Addition = tuple[Path, Any]  # keys from the top; what is appended to a list has the list's own path and the key "+",
@@ -46,8 +47,7 @@ def take(name: str, text: str, additions: list[Addition], pieces: list[str]) -> 
 # -- JSON
 
 
-@dataclass
-class Node:
+class Node(Struct):
     """A value in a text, from ``start`` to ``end``. ``parts`` are (key, where it begins, value) of an object or list;
     ``comma`` is where a comma behind the last one ends, else 0.
     """
@@ -55,7 +55,7 @@ class Node:
     value: Any
     start: int
     end: int
-    parts: list[tuple[str, int, Node]] = field(default_factory=list)
+    parts: list[tuple[str, int, Node]] = []
     comma: int = 0
 
 

@@ -8,16 +8,17 @@ import itertools
 import re
 import typing
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from cco_sidecar import flag_of
 
+FORMATS = ("table", "json", "csv")
 CLIENT_OPTIONS = ("url", "format", "root", "project", "storage", "jwt_secret", "plugins", "no_plugins")
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(Struct, frozen=True):
     """A row of a table of commands. One without ``run`` is a group, whose commands are rows named "group command".
 
     ``run`` gets the parsed arguments and returns the exit code; ``options`` are those of ours that it takes, and given
@@ -28,7 +29,7 @@ class Command:
     help: str
     run: Callable[[argparse.Namespace], int] | None = None
     arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]] = ()
-    formats: Sequence[str] = ("table", "json", "csv")
+    formats: Sequence[str] = FORMATS
     options: Collection[str] = CLIENT_OPTIONS
     section: str = "More"
 

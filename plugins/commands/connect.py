@@ -17,7 +17,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,7 @@ def plain(words: list[str], **more: Any) -> dict[str, Any]:
     return {"command": words[0], "args": words[1:], **more}
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(Struct, frozen=True):
     """Where a program's settings have MCP servers, as a path of keys in a file of the repository or, with ~, of the
     user; ``{root}`` in the path is the repository. Of several files the first that is there, else the last.
     """
@@ -221,8 +219,7 @@ def alone(settings: Settings) -> Iterator[None]:
 # -- changes
 
 
-@dataclass
-class Change:
+class Change(Struct):
     """A settings file and what becomes of it: None is no file."""
 
     name: str

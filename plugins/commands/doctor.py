@@ -25,7 +25,6 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +32,7 @@ from typing import Any
 
 import psutil
 import tornado.netutil
+from msgspec import Struct
 
 import cco_sidecar
 from cco_sidecar import (
@@ -284,8 +284,7 @@ DOCTOR_CHECKS: dict[str, Callable[[Settings], str]] = {
 # ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Login:
+class Login(Struct, frozen=True):
     """How a program's login shows: a variable that holds a key, a file below the home, or the words of a command
     (``yes``, ``no``).
     """

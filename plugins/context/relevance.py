@@ -55,7 +55,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -437,15 +436,14 @@ class Foreign(sqlite3.DatabaseError):
     """The database is not an index of this version."""
 
 
-@dataclass(slots=True)
-class Content:
+class Content(Struct):
     """What the index takes from a file's text."""
 
     hash: bytes | None = None
     bytes: int = 0
-    chunks: list[str] = field(default_factory=list)
-    names: collections.Counter[str] = field(default_factory=collections.Counter)
-    imports: list[str] = field(default_factory=list)
+    chunks: list[str] = []
+    names: collections.Counter[str] = msgspec.field(default_factory=collections.Counter)
+    imports: list[str] = []
 
 
 class Index:
@@ -670,8 +668,7 @@ class Index:
             self.database.execute(f"insert into {table} ({table}) values ('optimize')")
 
 
-@dataclass(slots=True)
-class Commit:
+class Commit(Struct):
     hash: str
     subject: str
     body: str
@@ -980,8 +977,7 @@ COMMIT_TYPE = re.compile(
 )
 
 
-@dataclass(slots=True)
-class Query:
+class Query(Struct):
     """``terms``: stem -> (word, weight), heaviest first; ``names``: what a definition may be called -> weight."""
 
     terms: dict[str, tuple[str, float]]

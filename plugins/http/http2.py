@@ -21,9 +21,9 @@ import re
 import socket
 import ssl
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from tornado import iostream, netutil
 from tornado.ioloop import IOLoop
 
@@ -59,8 +59,7 @@ def part_class(base: type) -> type | None:
 # -------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Bounds for one connection, in seconds and bytes. Replace the whole on a subclass of the server to change any."""
 
     streams: int = 100  # requests at once; fewer than this RFC 9113 advises against (6.5.2)

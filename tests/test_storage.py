@@ -479,6 +479,36 @@ psutil.Process.memory_info = denied
         assert "No space left" in health["checks"]["storage"]
 
 
+@pytest.mark.parametrize("call", ["pread(number, *a)", "lstat(path, *a)", "path.samestat(*a)"])
+@pytest.mark.parametrize(
+    "error", ["OSError(5, 'Input/output error')", "PermissionError(13, 'Permission denied')", "MemoryError()"]
+)
+def test_a_database_that_cannot_be_looked_at_for_a_while_ends_no_writing(
+    make_service: Callable[..., Service], tmp_path: Path, call: str, error: str
+) -> None:
+    name, arguments = call.removesuffix(")").split("(")
+    code = f"""
+import threading
+
+original = os.{name}
+
+def faulty({arguments}):
+    if threading.current_thread().name == "storage-writer" and FAULT.exists():
+        raise {error}
+    return original({arguments})
+
+os.{name} = faulty
+"""
+    service = faulty(make_service, tmp_path, code)
+    service.client().store(issue="issue-1")
+    (tmp_path / "fault").touch()
+    refused = service.client().post("/api/results", body_of("issue-1"))
+    assert (refused.status_code, refused.json()["code"]) == (500, "STR_001")
+    (tmp_path / "fault").unlink()
+    service.client().store(issue="issue-1")
+    assert healthy(service)[0] == 200
+
+
 def test_health_says_so_where_the_disk_is_so_full_that_nothing_is_taken(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:

@@ -100,13 +100,15 @@ class DatabaseFile:
     def check(self) -> None:
         """Raise StorageError where it is not what lies at its path, or its beginning or its end is not there."""
         try:
-            facts = os.lstat(self._place)
+            facts, head = os.lstat(self._place), self._read_head()
             there = os.path.samestat(self._inode, facts)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             there = False
+        except OSError as error:
+            raise StorageError(f"{self._path.name} cannot be looked at: {error.strerror}") from None
         if not there:
             raise StorageError(f"{self._path.name} was deleted or replaced while it was in use")
-        if facts.st_size < self._size or self._read_head() != self._head:
+        if facts.st_size < self._size or head != self._head:
             raise StorageError(f"{self._path.name} was cut or overwritten while it was in use")
         self._size = min(facts.st_size, LOG_BYTES) if self._is_log else facts.st_size
 

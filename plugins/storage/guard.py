@@ -18,7 +18,6 @@ from cco_sidecar import (
     Records,
     SidecarInfo,
     Storage,
-    StorageError,
     hookimpl,
     write_file,
 )
@@ -83,7 +82,7 @@ class GuardedStorage(LimitedStorage):
             done = super().commit(records, jobs)
             self._check()
             return done
-        except StorageError as error:  # what was committed is lost
+        except Exception as error:  # what was committed is lost; a boundary, as the thread has to go on
             return [error] * len(jobs), []
 
     def _check(self) -> None:

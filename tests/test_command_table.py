@@ -129,6 +129,9 @@ def test_a_subcommand_without_its_group_is_told_the_whole(cco: Cco) -> None:
     assert "did you mean events publish?" in refusal(cco("pubilsh"))
     assert "; there are types, " in refusal(cco("agent", "xyzzy"))
     assert "; there are serve, token, " in refusal(cco("help"))  # and not: did you mean health?
+    assert "cco: start: no such command, did you mean serve? (" in refusal(cco("start"))
+    assert "cco: version: no such command, did you mean --version? (" in refusal(cco("version"))
+    assert "cco: stop: no such command; the service stops on Ctrl-C" in refusal(cco("stop"))
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
@@ -156,6 +159,7 @@ def test_a_misspelt_option_is_told_the_right_one(name: str, cco: Cco) -> None:
         ("health --agent x", ""),
         ("results list --cache x", ""),
         ("brief --tas x", ", did you mean --task?"),
+        ("status -f json", ", did you mean --format?"),
     ],
 )
 def test_an_option_is_not_taken_for_the_beginning_of_one_that_the_command_refuses(

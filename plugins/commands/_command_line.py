@@ -290,8 +290,9 @@ class CommandParser(cco_sidecar.CommandParser):
         for flag in [word.partition("=")[0] for word in words if word.startswith("-")]:
             if flag not in self._option_string_actions:
                 # What the command refuses may be misspelt too; else --issue would mean the service's --issue-files.
-                refused = {flag_of(name) for name in option_table() if self.row and name not in self.row.options}
-                farther = {name for name in refused if abs(len(name) - len(flag)) > 1}
+                refused = [each for each in shared_options() if self.row and each.dest not in self.row.options]
+                names = {name for each in refused for name in each.option_strings}
+                farther = {name for name in names if abs(len(name) - len(flag)) > 1}
                 self.error(f"{flag}: unknown option{meant(flag, self._option_string_actions.keys() - farther)}")
 
     def take_shared_options(self) -> None:
@@ -339,6 +340,8 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
 
     def hint(self, word: str, after: str) -> str:
         """How a message goes on that refuses ``word``."""
+        if after == "cco" and word in OTHER_WORDS:
+            return OTHER_WORDS[word]
         names = {name: f"{after} {name}".removeprefix("cco ") for name in self.listed()}
         for group, parser in self.choices.items():
             names = {name: f"{group} {name}" for name in parser.commands.listed()} | names if parser.commands else names
@@ -347,6 +350,13 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
 
     def listed(self) -> list[str]:
         return [choice.dest for choice in self._choices_actions]
+
+
+OTHER_WORDS = {  # how other programs call what we have
+    "start": ", did you mean serve?",
+    "stop": "; the service stops on Ctrl-C, or on SIGTERM to its pid, which cco doctor tells",
+    "version": ", did you mean --version?",
+}
 
 
 def overview(commands: Commands) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import functools
 import gc
 import itertools
 import time
@@ -37,7 +36,8 @@ class CrowdedBus(EventBus):
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         gc.set_threshold(self.UNSEARCHED, *gc.get_threshold()[1:])
-        self._turns, self._due, self._wakes = Turns(self.PORTION), set[Waking](), 0
+        self._turns, self._wakes = Turns(self.PORTION), 0
+        self._due: dict[Waking, int | None] = {}  # polls, and the numbers of the events that wake them
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=self.STEP)  # without a gap
         self._latest: tuple[Any, float, Poll] | None = None  # the last search
         self._answered: list[Poll] = []  # in this turn of the loop
@@ -51,14 +51,20 @@ class CrowdedBus(EventBus):
         super().wake_waiters(event, seq)
 
     def wake(self, parked: Iterable[Waking], seq: int | None) -> None:
+        waiting = bool(self._due)
         for future in parked:
-            if future not in self._due:  # what several events wake has one turn
-                self._due.add(future)
-                self._turns.do(functools.partial(self._wake_now, future, seq))
+            self._due.setdefault(future, seq)  # what several events wake has one turn
+        if not waiting:
+            self._wake_due()
 
-    def _wake_now(self, future: Waking, seq: int | None) -> None:
-        self._due.discard(future)
-        super().wake((future,), seq)
+    def _wake_due(self) -> None:
+        """As many as this turn has room for, in order; the others in the next ones."""
+        for future in list(itertools.islice(self._due, self.PORTION)):
+            if not self._turns.has_room():
+                break
+            super().wake((future,), self._due.pop(future))
+        if self._due:
+            self._turns.do(self._wake_due)
 
     def wait(
         self, claims: Claims, event_type: str, query: WaitQuery, hang_up: HangUp

@@ -127,10 +127,9 @@ class Demo:
     def _show_context(self, client: Client) -> None:
         context = client.call("GET", f"/api/context/{self.ISSUE}/test-engineer")["context"]
         output = context["previous_agent_outputs"][-1]
-        self._say(
-            f"test-engineer's context: {len(context['relevant_files'])} files, and {output['agent_type']} decided:"
-            f" {output['decision']}"
-        )
+        number = len(context["relevant_files"])
+        files = f"{number} file{'s' * (number != 1)}"
+        self._say(f"test-engineer's context: {files}, and {output['agent_type']} decided: {output['decision']}")
 
     def _counts(self, client: Client) -> str:
         status = client.call("GET", "/status")

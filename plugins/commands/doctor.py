@@ -231,7 +231,7 @@ def check_watcher(settings: Settings) -> str:
             f"note: {folders} folders, watched are {watched} at most; contexts stay fresh by the look at the disk that"
             " each request takes"
         )
-    return f"{folders} folders of {watched} that may be watched"
+    return f"{folders} folder{'s' * (folders != 1)} of {watched} that may be watched"
 
 
 def examine_log(options: argparse.Namespace) -> dict[str, Finding]:

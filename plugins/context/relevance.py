@@ -786,6 +786,7 @@ class Facts:
         self.bytes = 0
         self.revision = 0  # another one after each change
         self.paths_revision = 0  # another one after each change of paths
+        self._rarities: dict[str, float] = {}  # of words in paths, by their stems
         self._stems: tuple[str, list[int], list[int]] | None = None
         self._words: dict[str, tuple[str, ...]] = {}  # most folders' and many names' words are those of others
 
@@ -859,6 +860,7 @@ class Facts:
     def _changed(self) -> None:
         self.revision += 1
         self.paths_revision += 1
+        self._rarities.clear()
         self._stems = None
 
     def _listings(self, file: File) -> Iterator[tuple[Lists, str]]:
@@ -909,6 +911,12 @@ class Facts:
 
     def rarity(self, number: int) -> float:
         return math.log(1 + len(self.files) / max(1, number))
+
+    def rarity_in_paths(self, stem: str) -> float:
+        if (found := self._rarities.get(stem)) is None:
+            number = len(self.base.get(stem)) + len(self.folder.get(stem))
+            found = self._rarities[stem] = self.rarity(number)
+        return found
 
 
 def module_path(file: File) -> str:
@@ -1088,7 +1096,6 @@ class Ranking:
         self.commit_of: dict[int, int] = {}  # the past commit that speaks for a file
         self.why: dict[int, dict[str, str]] = collections.defaultdict(dict)  # file -> feature -> what to say
         self.shown: dict[int, dict[str, str]] = {}  # the same of what was looked up for the best files of an answer
-        self.rarities: dict[str, float] = {}  # of words of paths, by their stems
         self.without_task: Ranking | None = None
         self.said: dict[tuple[int, bool], list[str]] = {}  # what is said of a file, looked up or not, strongest first
         self.occurs = not request.task or self._occurs()
@@ -1190,7 +1197,7 @@ class Ranking:
             named, inside = facts.base.get(stem), facts.folder.get(stem)
             if not named and not inside:
                 continue
-            rarity = self._rarity(stem)
+            rarity = facts.rarity_in_paths(stem)
             for id in named:
                 pbase[id] += weight * rarity
                 mass[id] += rarity
@@ -1202,16 +1209,11 @@ class Ranking:
                         pdir[id] += weight * rarity
         self.features |= {"pbase": pbase, "pdir": pdir}
         self.features["pcov"] = {
-            id: found / sum([self._rarity(stem) for stem in facts.files[id].base]) for id, found in mass.items()
+            id: found / sum([facts.rarity_in_paths(stem) for stem in facts.files[id].base])
+            for id, found in mass.items()
         }
         for id, found in words.items():
             self.why[id]["pbase"] = "name matches " + ", ".join(word for _, word in sorted(found)[:3])
-
-    def _rarity(self, stem: str) -> float:
-        if stem not in self.rarities:
-            number = len(self.facts.base.get(stem)) + len(self.facts.folder.get(stem))
-            self.rarities[stem] = self.facts.rarity(number)
-        return self.rarities[stem]
 
     def _parts_of_names(self) -> None:
         scores: Scores = collections.defaultdict(float)

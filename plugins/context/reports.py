@@ -42,7 +42,8 @@ def context_section(request: ContextRequest) -> Sections:
 @remembered
 def read_reports(project: ProjectState) -> Facts:
     root = Path(project.root)
-    newest = max((file.mtime_ns for file in project.files if kind_of(file.path) in ("source", "test")), default=0)
+    sources = (file.mtime_ns for file in project.files if kind_of(file.path) in ("source", "test"))
+    newest = max(sources, default=0) if any(os.path.lexists(root / name) for name in COVERAGE) else 0
     status, moment = read_build(root)
     facts = {"test_coverage": read_coverage(root, newest), "last_build_status": status, "last_build_time": moment}
     return facts | {"security_scan_status": read_security_scan(root)}
@@ -54,14 +55,7 @@ def read_reports(project: ProjectState) -> Facts:
 def read_coverage(root: Path, newest_source_ns: int) -> float | None:
     """Percent of lines covered, of the first report that says it and is newer than every source. Blocks."""
     files = ProjectFiles(root)
-    readers: dict[str, Callable[[File], float | None]] = {
-        "coverage.xml": xml_percent,
-        "coverage/coverage-summary.json": istanbul_percent,
-        "coverage/lcov.info": lcov_percent,
-        "lcov.info": lcov_percent,
-        ".coverage": coverage_data_percent,
-    }
-    for name, read in readers.items():
+    for name, read in COVERAGE.items():
         moment = files.moment(name)
         if moment is not None and moment >= newest_source_ns:
             percent = files.parsed(name, read, LARGEST)
@@ -213,6 +207,13 @@ def coverage_data_percent(file: File) -> float | None:
     return percent_of(covered, total)
 
 
+COVERAGE: dict[str, Callable[[File], float | None]] = {
+    "coverage.xml": xml_percent,
+    "coverage/coverage-summary.json": istanbul_percent,
+    "coverage/lcov.info": lcov_percent,
+    "lcov.info": lcov_percent,
+    ".coverage": coverage_data_percent,
+}
 LAST_LINE = 100_000  # lines after this one are not counted: a data file could name any number
 
 

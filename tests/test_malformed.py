@@ -4,7 +4,9 @@ right is served.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -343,3 +345,36 @@ def test_a_refusal_that_nobody_reads_holds_its_line_for_a_moment_only(
         until(lambda: "REQ_001" in service.log)
         assert service.stop() == 0
     assert "Traceback" not in service.log
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_connections_for_which_there_is_no_room_wait_and_do_not_fill_the_log(
+    make_service: Callable[..., Service], tmp_path: Path, error: int
+) -> None:
+    fault = tmp_path / "fault"
+    (tmp_path / "no_room.py").write_text(f"""
+import os, pathlib, socket
+from cco_sidecar import hookimpl
+
+original = socket.socket.accept
+
+def accept(listening):
+    if pathlib.Path({str(fault)!r}).exists():
+        raise OSError({error}, os.strerror({error}))
+    return original(listening)
+
+socket.socket.accept = accept
+
+@hookimpl
+def event_published(event):
+    pass
+""")
+    service = make_service("--plugins", str(tmp_path))
+    fault.touch()
+    with connect(service) as line:
+        line.sendall(GET + b"Connection: close\r\n\r\n")
+        until(lambda: f"no connection can be taken for a second: {os.strerror(error)}" in service.log)
+        fault.unlink()
+        assert read_all(line).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert "Traceback" not in service.log
+    assert service.stop() == 0

@@ -33,6 +33,7 @@ from cco_sidecar import (
     hookimpl,
 )
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.http._accepting import PatientServer
 from cco_sidecar_plugins.http._finished import FinishedRequest, take_down
 from cco_sidecar_plugins.http._framing import (
     MALFORMED,
@@ -86,7 +87,7 @@ class HurriedEndpoint(Endpoint):
         super().finished(status, seconds)
 
 
-class StrictServer(Server):
+class StrictServer(PatientServer):
     """What is no well-formed request within bounds is answered in JSON, and audited, before it is parsed."""
 
     max_connections: int

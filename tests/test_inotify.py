@@ -56,7 +56,7 @@ def test_requests_of_one_turn_share_a_proof_and_those_of_the_next_one_do_not(
     before, turns = proven(index), plugin("_turn")
 
     async def states() -> tuple[ProjectState, ProjectState, ProjectState]:
-        with turns.turn():  # both had been sent before what follows
+        with turns.Turn():  # both had been sent before what follows
             first = await index.state()
             write(repository / "src/new.py", "new = 1\n")
             task, second = asyncio.create_task(index.state()), await index.state()

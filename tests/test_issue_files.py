@@ -215,7 +215,7 @@ def test_requests_that_are_served_together_ask_once_for_an_issue(project: Settin
 
     async def ask() -> list[Any]:
         contexts._hooks.pool = Pool("hooks", 4, 5)
-        with turns.turn():
+        with turns.Turn():
             begun = [contexts.task(issue) for issue in ("12", "12", "12", "gone", "gone", "13")]
             waited_for = [coroutine.send(None) for coroutine in begun]
         begun.pop(0).close()  # its client hung up

@@ -6,17 +6,23 @@ Of cco_sidecar: what does not say so counts as the repository's own where the pl
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from cco_sidecar_plugins._turns import Turns
 
 
 class Turn:
-    """Their time; ``over`` from its end on, also for tasks that were begun in it."""
+    """Their time: nothing may be read from a client in this context, and nothing awaited."""
 
-    over = False
+    over = False  # true from its end on, also for tasks that were begun in it
+
+    def __enter__(self) -> None:
+        self._before = CURRENT.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        self.over = True
+        CURRENT.reset(self._before)
 
 
 CURRENT: contextvars.ContextVar[Turn | None] = contextvars.ContextVar("turn", default=None)
@@ -26,18 +32,6 @@ def current() -> Turn | None:
     """The turn that the caller is served in; None outside of one."""
     turn = CURRENT.get()
     return turn if turn and not turn.over else None
-
-
-@contextlib.contextmanager
-def turn() -> Iterator[None]:
-    """Nothing may be read from a client in this context, and nothing awaited."""
-    ours = Turn()
-    before = CURRENT.set(ours)
-    try:
-        yield
-    finally:
-        ours.over = True
-        CURRENT.reset(before)
 
 
 class Gathered:
@@ -55,6 +49,6 @@ class Gathered:
         calls, self._calls = self._calls[: Turns.AT_ONCE], self._calls[Turns.AT_ONCE :]
         if self._calls:
             asyncio.get_running_loop().call_soon(self._do_all)
-        with turn():
+        with Turn():
             for call in calls:
                 call()

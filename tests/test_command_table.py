@@ -585,6 +585,9 @@ def test_a_service_serves_whatever_becomes_of_its_output(tmp_path: Path, reposit
         ended = until(lambda: (status := client.get(f"/api/agents/{spawned}/status").json())["ended_at"] and status)
         assert (ended["state"], ended["exit_code"]) == ("completed", 0)
         assert client.get(f"/api/agents/{spawned}/logs").json()["text"] == "heard\n"
+        numbers = [Path(f"/proc/{info['pid']}/fd/{number}") for number in range(3)] if sys.platform == "linux" else []
+        held = [os.readlink(number) for number in numbers]
+        assert not any(each.startswith((str(storage), "anon_inode:", "socket:")) for each in held), held
     finally:
         os.kill(info["pid"], signal.SIGTERM)
         assert process.wait(15) == 0

@@ -24,32 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from watchdog.observers.inotify_c import InotifyConstants as In
+from watchdog.observers.inotify_c import inotify_add_watch, inotify_init, inotify_rm_watch
 
 from cco_sidecar import one_line
 from cco_sidecar_plugins.context._fingerprints import is_linked
 
 log = logging.getLogger("cco")
 
-# Three calls, and the numbers below, of the C library: watchdog has them too and takes 6 ms to import.
-LIBC = ctypes.CDLL(None, use_errno=True)
-inotify_init, inotify_add_watch, inotify_rm_watch = LIBC.inotify_init, LIBC.inotify_add_watch, LIBC.inotify_rm_watch
-
-
-class In:
-    """Bits of a watch and of its events, as linux/inotify.h numbers them."""
-
-    MODIFY, ATTRIB, CLOSE_WRITE = 0x2, 0x4, 0x8
-    MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x40, 0x80, 0x100, 0x200
-    DELETE_SELF, MOVE_SELF = 0x400, 0x800
-    UNMOUNT, Q_OVERFLOW, IGNORED = 0x2000, 0x4000, 0x8000  # which the kernel tells unasked
-    ONLYDIR, DONT_FOLLOW, ISDIR = 0x1000000, 0x2000000, 0x40000000
-
-
-ENTRIES = In.MOVED_FROM | In.MOVED_TO | In.CREATE | In.DELETE  # the folder itself has changed too
-GONE = In.DELETE_SELF | In.MOVE_SELF | In.UNMOUNT | In.IGNORED  # the folder is not where it was
+ENTRIES = In.IN_MOVED_FROM | In.IN_MOVED_TO | In.IN_CREATE | In.IN_DELETE  # the folder itself has changed too
+GONE = In.IN_DELETE_SELF | In.IN_MOVE_SELF | In.IN_UNMOUNT | In.IN_IGNORED  # the folder is not where it was
 MASK = (
-    In.MODIFY | In.ATTRIB | In.CLOSE_WRITE  # the last comes also where a mapping that was written to ends
-    | ENTRIES | In.DELETE_SELF | In.MOVE_SELF | In.ONLYDIR | In.DONT_FOLLOW
+    In.IN_MODIFY | In.IN_ATTRIB | In.IN_CLOSE_WRITE  # the last comes also where a mapping that was written to ends
+    | ENTRIES | In.IN_DELETE_SELF | In.IN_MOVE_SELF | In.IN_ONLYDIR | In.IN_DONT_FOLLOW
 )  # fmt: skip
 HEAD = struct.Struct("iIII")  # of an event: number of the watch, mask, cookie, length of the name that follows
 AT_ONCE = 65_536  # bytes of events that are read and handled in one go: some two milliseconds
@@ -275,7 +262,7 @@ class Inotify:
             number, mask, _, length = HEAD.unpack_from(events, at)
             name = events[at + HEAD.size : at + HEAD.size + length].rstrip(b"\0")
             at += HEAD.size + length
-            if mask & In.Q_OVERFLOW:
+            if mask & In.IN_Q_OVERFLOW:
                 self._lost = True
             elif folder := self._folders.get(number):
                 self._note(folder, mask, os.fsdecode(name))
@@ -291,9 +278,9 @@ class Inotify:
             self._lost = self._lost or folder == self._root
             self._below.add(folder)
             self._forget(folder)
-        elif mask & ENTRIES and mask & In.ISDIR:
+        elif mask & ENTRIES and mask & In.IN_ISDIR:
             self._below.add(path)
-            if mask & (In.MOVED_FROM | In.MOVED_TO):  # those in it have other names now
+            if mask & (In.IN_MOVED_FROM | In.IN_MOVED_TO):  # those in it have other names now
                 for below in [other for other in self._numbers if f"{other}/".startswith(f"{path}/")]:
                     self._forget(below)
 

@@ -32,9 +32,12 @@ class FolderChanges:
         """Whether changes from now on are told. To be called again where the folder may be another one now."""
         if self._queue < 0:
             return False
-        from cco_sidecar_plugins.context._inotify import ENTRIES, In, inotify_add_watch
+        from watchdog.observers.inotify_c import InotifyConstants, inotify_add_watch
 
-        mask = ENTRIES | In.CLOSE_WRITE | In.MOVE_SELF | In.DELETE_SELF | In.ONLYDIR
+        from cco_sidecar_plugins.context._inotify import ENTRIES
+
+        kinds = InotifyConstants
+        mask = ENTRIES | kinds.IN_CLOSE_WRITE | kinds.IN_MOVE_SELF | kinds.IN_DELETE_SELF | kinds.IN_ONLYDIR
         return bool(inotify_add_watch(self._queue, self._folder, mask) >= 0)
 
     async def wait(self) -> None:

@@ -2366,9 +2366,7 @@ class Results:
         """A job: store a result, with who is next; the answer."""
         body, result, now = facts["submission"], facts["result"], time.time()
         project, issue = body["project_id"], body["issue_id"]
-        # Of version 7 (RFC 9562): new ids lie together in their index, of which a commit then writes fewer pages.
-        number = int(now * 1000) << 80 | 7 << 76 | random.getrandbits(12) << 64 | 2 << 62 | random.getrandbits(62)
-        result_id = f"result-{uuid.UUID(int=number)}"
+        result_id = f"result-{uuid.UUID(int=random.getrandbits(128), version=4)}"
         proposals = self.propose(rules, facts | {"history": self.history(records, project, issue)})
         row = {
             "id": result_id, "project": project, "issue": issue, "agent_type": body["agent_type"],

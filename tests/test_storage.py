@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 import types
-import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -1250,15 +1249,6 @@ def test_a_result_its_event_its_routing_and_its_file_say_the_same(
         "next_agents": stored["next_agents"],
     }  # fmt: skip
     assert [item["agent_type"] for item in stored["next_agents"]] == ["test-engineer", "security-auditor"]
-
-
-@pytest.mark.any_storage
-def test_the_id_of_a_result_is_a_uuid_that_begins_with_its_time(architect: Client, issue: str) -> None:
-    for _ in range(3):
-        before = time.time_ns() // 1_000_000
-        id = uuid.UUID(architect.store(issue=issue)["id"].removeprefix("result-"))
-        assert (id.version, id.variant) == (7, uuid.RFC_4122)
-        assert before <= id.int >> 80 <= time.time_ns() // 1_000_000
 
 
 @pytest.mark.any_storage

@@ -1410,7 +1410,7 @@ class UnknownRoute(Endpoint):
 
     def refusal(self) -> ApiError:
         if not (allowed := self.allowed_methods()):
-            return ApiError("REQ_002", "No such path: no plugin in use has it")
+            return ApiError("REQ_002", "No such path, and no plugin in use adds it")
         self.set_header("Allow", ", ".join(sorted(allowed)))
         return ApiError("REQ_003")
 

@@ -211,7 +211,7 @@ def test_what_is_wrong_is_told_in_a_fixed_order(service: Service) -> None:
 def test_unknown_paths_are_404_with_and_without_a_token(service: Service, path: str) -> None:
     for client in (Client(service.url, None), service.client()):
         refused = check_error(client.request("GET", path), "REQ_002")
-        assert refused["message"] == "No such path: no plugin in use has it"
+        assert refused["message"] == "No such path, and no plugin in use adds it"
 
 
 ALLOWED = {

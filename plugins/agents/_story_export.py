@@ -37,7 +37,7 @@ def whole_story(read: Records, project: str, story: dict[str, Any], *facts: Any)
     left_out = [f"the timeline after its first {len(entries)} entries"] if more else []
     results, more = whole_results(read, project, story["issue_id"])
     left_out += [f"the results after the first {len(results)}"] if more else []
-    del story["task"]
+    del story["task"], story["results"]  # the newest ones: all are told below
     story = redaction().redact_json(msgspec.json.decode(msgspec.json.encode(story | {"left_out": left_out})))[0]
     # Each by itself, as the interpreter does nothing else while a long text is decoded or looked through.
     happened, stored = ([redaction().redact_json(item)[0] for item in items] for items in (entries, results))

@@ -20,7 +20,7 @@ import pytest
 from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, make_repository, marked_processes, plugin, until
 
 import cco_sidecar
-from cco_sidecar import import_file
+from cco_sidecar import MB, import_file
 
 doctor = import_file(ROOT / "plugins/commands/doctor.py")
 SYSTEM = "/usr/local/bin:/usr/bin:/bin"
@@ -354,6 +354,12 @@ def change_a_result(path: Path) -> None:
         database.commit()
 
 
+def spoil_log(path: Path, size: int) -> None:
+    log = path.with_name("sidecar.db-wal")
+    log.write_bytes(b"x" * 9000)
+    os.truncate(log, size)
+
+
 SPOILT = {  # what happens to the database, how many of 40 results and 100 events are there afterwards, and what is told
     "its first page": (lambda path: overwrite(path, 0), 40, 100, "none was lost"),
     "a page in the middle": (
@@ -365,7 +371,13 @@ SPOILT = {  # what happens to the database, how many of 40 results and 100 event
     "five pages further on": (lambda path: overwrite(path, path.stat().st_size * 2 // 12288, 5), 20, 60, "lost of: "),
     "its second half": (lambda path: os.truncate(path, path.stat().st_size // 2), 0, 30, "some may be lost of: event"),
     "a result's text": (change_a_result, 39, 100, "some may be lost of: result)"),
-    "its log": (lambda path: path.with_name("sidecar.db-wal").write_bytes(b"x" * 9000), 40, 100, "sidecar.db-wal"),
+    "its log": (lambda path: spoil_log(path, 9000), 40, 100, "some may be lost of: sidecar.db-wal"),
+    "its log, which is too large to be checked": (
+        lambda path: spoil_log(path, 64 * MB),
+        40,
+        100,
+        "some may be lost of: sidecar.db-wal",
+    ),
     "nothing": (lambda path: None, 40, 100, "none was lost"),
 }
 

@@ -20,16 +20,17 @@ def damaged(path: Path, problem: str) -> StartError:
     return StartError(f"the storage {path} is damaged ({problem}); it is left as it is. {remedy}", 1)
 
 
-def check_log(path: Path) -> None:
+def check_log(path: Path) -> bool:
     """Raise StartError, and touch nothing, where the database's write-ahead log is damaged: SQLite would leave out what
-    follows the damage, without a word. Must not be called while it is in use; skips one of 64 MB or more.
+    follows the damage, without a word. False where it was not checked: it has 64 MB or more. Must not be called while
+    it is in use.
 
     The log's index, which outlives a kill, tells how many frames were committed. Without it a bad frame is damage where
     two commits follow: only the last one may have been cut by a loss of power. The formats: sqlite.org/walformat.html.
     """
     files = [file for file in database_files(path) if file.exists()]
     if path not in files or sum(file.stat().st_size for file in files[1:]) >= 64 * MB:
-        return
+        return False
     log_path, index_path = database_files(path)[1:]
     content, index = (file.read_bytes() if file in files else b"" for file in (log_path, index_path))
     salts, good, commits_behind = read_log(content)
@@ -42,6 +43,7 @@ def check_log(path: Path) -> None:
         bad = commits_behind > 1 or (not salts and any(content[:32]) and len(content) > 32)
     if bad:
         raise damaged(log_path, f"{good} of its frames are good, and more were committed")
+    return True
 
 
 def read_log(content: bytes) -> tuple[bytes, int, int]:

@@ -3328,7 +3328,8 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
             real_path = os.readlink(opened) if os.path.lexists(opened) else os.path.realpath(full)
             if not stat.S_ISREG(facts.st_mode) or not real_path.startswith(root.rstrip("/") + os.sep):
                 return None
-            content = file.read(min(facts.st_size, limit + 1))  # room for the limit alone takes longer than to read
+            # Asked for more than there is, reading takes longer. Some file systems tell no size.
+            content = file.read(min(facts.st_size or limit, limit) + 1)
     except (OSError, ValueError):  # gone, a link, or a folder by now
         return None
     if b"\0" in content[:8192]:
@@ -3390,8 +3391,6 @@ class Redaction:
         def clean(match: re.Match[bytes]) -> bytes:
             nonlocal number, field
             text = msgspec.json.decode(match[1], type=str)
-            if match.string.endswith((b"},", b"}],"), 0, match.start()):
-                field = ""  # it was of the object that has just ended
             redacted, found = self.redact(text) if match[2] else self.redact_given(text, field[-80:])
             number, field = number + found, text if match[2] else field
             return msgspec.json.encode(redacted) + match[2]

@@ -222,9 +222,8 @@ GIVEN = "k3j4h5g6f7d8" + "s9a0"
         ({"tokens": [GIVEN, 7, GIVEN + "x"], "b": GIVEN}, {"tokens": [REDACTED, 7, REDACTED], "b": GIVEN}, 2),
         ({"Authorization": f"Bearer {GIVEN}"}, {"Authorization": f"Bearer {REDACTED}"}, 1),
         ([{"client_secret": {"x": 1}}, GIVEN], [{"client_secret": {"x": 1}}, GIVEN], 0),
-        ([{"password": GIVEN}, GIVEN, GIVEN], [{"password": REDACTED}, GIVEN, GIVEN], 1),
-        ({"files": [{"a": 1, "tokens": [GIVEN]}, GIVEN]}, {"files": [{"a": 1, "tokens": [REDACTED]}, GIVEN]}, 1),
-        ([[{"token": GIVEN}], GIVEN], [[{"token": REDACTED}], GIVEN], 1),
+        ({"tokens": [{}, GIVEN]}, {"tokens": [{}, REDACTED]}, 1),
+        ({"a": {"secret": [[{}], GIVEN]}}, {"a": {"secret": [[{}], REDACTED]}}, 1),
         ({"secrets": [["a"], GIVEN]}, {"secrets": [["a"], REDACTED]}, 1),
     ],
 )  # fmt: skip

@@ -508,6 +508,39 @@ os.{name} = faulty
     assert healthy(service)[0] == 200
 
 
+@pytest.mark.parametrize(
+    "error", ["OSError(5, 'Input/output error')", "PermissionError(13, 'Permission denied')", "MemoryError()"]
+)
+def test_what_is_committed_is_answered_and_told_where_the_database_cannot_be_looked_at_right_afterwards(
+    make_service: Callable[..., Service], tmp_path: Path, error: str
+) -> None:
+    code = f"""
+import threading
+
+lstat, place, placed = os.lstat, c.ResultFiles.place, []
+
+def place_and_note(self):
+    place(self)
+    placed.extend([True] * FAULT.exists())
+
+def faulty(path, **more):
+    if placed and threading.current_thread().name == "storage-writer":
+        placed.clear()
+        raise {error}
+    return lstat(path, **more)
+
+os.lstat, c.ResultFiles.place = faulty, place_and_note
+"""
+    service = faulty(make_service, tmp_path, code)
+    client = service.client()
+    client.store(issue="issue-1")
+    (tmp_path / "fault").touch()
+    stored = client.store(issue="issue-2")
+    events = client.wait("agent_completed", filter="issue_id:issue-2", since="earliest", timeout=0)["events"]
+    assert [event["event_id"] for event in events] == [stored["event_id"]]
+    assert "cannot be looked at" in service.log
+
+
 def test_health_says_so_where_the_disk_is_so_full_that_nothing_is_taken(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:

@@ -98,14 +98,14 @@ class DatabaseFile:
         self._head = self._read_head()
 
     def check(self) -> None:
-        """Raise StorageError where it is not what lies at its path, or its beginning or its end is not there."""
+        """Raise StorageError where it is not what lies at its path, or its beginning or its end is not there; OSError
+        where it cannot be looked at.
+        """
         try:
             facts, head = os.lstat(self._place), self._read_head()
             there = os.path.samestat(self._inode, facts)
         except (FileNotFoundError, NotADirectoryError):
             there = False
-        except OSError as error:
-            raise StorageError(f"{self._path.name} cannot be looked at: {error.strerror}") from None
         if not there:
             raise StorageError(f"{self._path.name} was deleted or replaced while it was in use")
         if facts.st_size < self._size or head != self._head:

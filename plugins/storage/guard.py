@@ -18,6 +18,7 @@ from cco_sidecar import (
     Records,
     SidecarInfo,
     Storage,
+    StorageError,
     hookimpl,
     write_file,
 )
@@ -77,13 +78,18 @@ class GuardedStorage(LimitedStorage):
         self._files = [DatabaseFile(path) for path in database_files(self.path) if path.exists()]
 
     def commit(self, records: Records, jobs: list[Job]) -> tuple[list[Any], Inserted]:
+        done = None
         try:
             self._check()
             done = super().commit(records, jobs)
             self._check()
-            return done
-        except Exception as error:  # what was committed is lost; a boundary, as the thread has to go on
+        except StorageError as error:  # what was committed is lost
             return [error] * len(jobs), []
+        except Exception as error:  # a boundary: the thread has to go on
+            problem = f"the database cannot be looked at: {getattr(error, 'strerror', '') or type(error).__name__}"
+            log.error("storage: %s", problem)
+            return done or ([StorageError(problem)] * len(jobs), [])
+        return done
 
     def _check(self) -> None:
         for file in self._files:

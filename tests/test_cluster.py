@@ -635,6 +635,33 @@ def test_what_is_promised_and_what_differs_is_said(team: Team) -> None:
         assert told["problem"] is None and told["applied"] > 0 and len(told["differs"]) > 1
 
 
+def test_doctor_knows_the_replica_and_how_it_is_mended(team: Team, tmp_path: Path) -> None:
+    def told(storage: Path, *words: str) -> tuple[str, str]:
+        command = [sys.executable, str(MODULE), "doctor", "--format", "json", "--storage", str(storage), *words]
+        ended = subprocess.run(command, cwd=team.root, env=clean_environment(), capture_output=True, text=True)
+        if "--salvage" in words:
+            return str(ended.returncode), ended.stderr
+        (row,) = [row for row in json.loads(ended.stdout)["checks"] if row["check"] == "storage"]
+        return row["verdict"], row["finding"]
+
+    running, stopped = team.sidecars[0].storage, tmp_path / "stopped"
+    stopped.mkdir(mode=0o700)
+    for file in running.glob("replica.db*"):
+        shutil.copy(file, stopped)
+    for storage in (running, stopped):
+        verdict, finding = told(storage)
+        assert verdict == "good" and "replica of the log sound" in finding, finding
+    assert "is made anew of the log where it is moved away" in told(stopped, "--salvage")[1]
+    for file in stopped.glob("replica.db-*"):
+        file.unlink()
+    (stopped / "replica.db").write_bytes(b"no database" * 1000)
+    verdict, finding = told(stopped)
+    assert verdict == "bad" and "makes it anew of the log" in finding and "--salvage" not in finding, finding
+    (stopped / "replica.db").unlink()
+    verdict, finding = told(stopped, "--backend", "nats://127.0.0.1:4222")
+    assert verdict == "note" and "the next start makes it of the log" in finding, finding
+
+
 def cluster_of(sidecar: Service, others: set[str]) -> Any:
     """What it tells of the log and the others, once it has heard of these and applied all that it heard."""
     told = sidecar.client().get("/status").json()["storage"]["cluster"]

@@ -13,6 +13,7 @@ from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, Joined
 from cco_sidecar_plugins.cluster._replica import EVENT, FORMAT, Replica, event_of
 from cco_sidecar_plugins.cluster._snapshots import Snapshots
+from cco_sidecar_plugins.storage._log import REPLICA
 
 
 class Follower:
@@ -104,7 +105,7 @@ class Follower:
 
     def _problem(self, joined: Joined) -> str | None:
         """Why this sidecar cannot take part."""
-        name, epoch = "replica.db", joined.metadata.get("epoch", "")
+        name, epoch = REPLICA, joined.metadata.get("epoch", "")
         if not epoch or joined.metadata.get("format") != str(FORMAT):
             return "the stream was made by another program, or by another version of this one"
         if joined.metadata.get("secret") != self._secret:

@@ -37,6 +37,7 @@ from cco_sidecar_plugins.cluster._places import TAKES_NOTHING, Places
 from cco_sidecar_plugins.cluster._replica import FORMAT, Replica
 from cco_sidecar_plugins.cluster._seal import Seal
 from cco_sidecar_plugins.cluster._snapshots import Snapshots
+from cco_sidecar_plugins.storage._log import REPLICA
 from cco_sidecar_plugins.storage.guard import GuardedStorage
 
 
@@ -48,7 +49,7 @@ class ReplicatedStorage(GuardedStorage):
 
     _settings: PluginSettings
 
-    FILE = "replica.db"
+    FILE = REPLICA
     JOIN_SECONDS = 5.0  # for which a start waits for the log
     ENTRY_BYTES = 4_000_000  # after which no more jobs join a transaction
     SLOW = TAKES_NOTHING

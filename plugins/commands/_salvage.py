@@ -20,7 +20,7 @@ import cco_sidecar
 from cco_sidecar import Settings, StartError
 from cco_sidecar_plugins.http.repeats import AnswerRecords
 from cco_sidecar_plugins.storage._database import check_log_length
-from cco_sidecar_plugins.storage._log import check_log, database_files
+from cco_sidecar_plugins.storage._log import REPLICA, check_log, database_files
 
 KEYS = {  # what each table is read in the order of
     "event": "seq", "dead_letter": "seq", "position": "project, subject, type, filter", "result": "seq",
@@ -36,6 +36,8 @@ MOST_NUMBERS = 100_000  # looked for one by one where a table's end cannot be fo
 def salvage(settings: Settings) -> str:
     """Put a new database in the damaged one's place, which is kept aside; what was saved. Raises StartError."""
     path = settings.storage / cco_sidecar.Storage.FILE
+    if not path.exists() and (replica := path.with_name(REPLICA)).exists():
+        raise StartError(f"there is no {path} to be saved; {replica} is made anew of the log where it is moved away", 1)
     if not path.exists():
         raise StartError(f"there is no {path} to be saved", 1)
     with cco_sidecar.instance_lock(settings.storage):

@@ -57,6 +57,7 @@ from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_com
 from cco_sidecar_plugins.context._git_facts import git_prefix
 from cco_sidecar_plugins.context._watcher import folder_limit
 from cco_sidecar_plugins.storage._database import check_database
+from cco_sidecar_plugins.storage._log import REPLICA
 
 Finding = tuple[str, str]  # good, note or bad; what was found
 
@@ -112,19 +113,37 @@ def check_storage(settings: Settings) -> str:
     facts = settings.storage.lstat()
     if hasattr(os, "geteuid") and (facts.st_uid != os.geteuid() or facts.st_mode & 0o022):
         raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
-    database, in_use = settings.storage / cco_sidecar.Storage.FILE, is_held(settings)
+    database, in_use = database_of(settings), is_held(settings)
     check_database(database, thorough=True, in_use=in_use)
     free = shutil.disk_usage(settings.storage).free
     if free < 100 * MB:
         raise StartError(f"only {free // MB} MB are free on the disk of {settings.storage}: make room")
-    if not database.exists() and in_use:
-        raise StartError(f"{database} is gone, though a service uses it: put it back, or start the service again")
     if not database.exists():
-        return f"note: {database} is not there; the next start makes an empty one, unless you put the old one back"
-    found = f"{settings.storage}, database sound, {free // MB} MB free"
+        return missing_database(database, in_use=in_use)
+    found = f"{settings.storage}, {KINDS[database.name]} sound, {free // MB} MB free"
     if hasattr(os, "geteuid") and facts.st_mode & 0o077:
         return f"note: {found}; others can read it, until the next start or token"
     return found
+
+
+KINDS = {cco_sidecar.Storage.FILE: "database", REPLICA: "replica of the log"}
+
+
+def missing_database(database: Path, *, in_use: bool) -> str:
+    """What the next start does without it. Raises StartError where a service uses it."""
+    is_replica = database.name == REPLICA  # the log has all that it had
+    if in_use:
+        put_back = "" if is_replica else "put it back, or "
+        raise StartError(f"{database} is gone, though a service uses it: {put_back}start the service again")
+    makes = "it of the log" if is_replica else "an empty one, unless you put the old one back"
+    return f"note: {database} is not there; the next start makes {makes}"
+
+
+def database_of(settings: Settings) -> Path:
+    """Where many machines share a log the replica of it: the options say so, or the storage, which has no other."""
+    own, replica = settings.storage / cco_sidecar.Storage.FILE, settings.storage / REPLICA
+    shared = typing.cast(PluginSettings, settings).backend
+    return replica if shared or (replica.exists() and not own.exists()) else own
 
 
 def check_secret(settings: Settings) -> str:

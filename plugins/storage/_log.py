@@ -14,9 +14,14 @@ def database_files(path: Path) -> list[Path]:
     return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
 
 
+REPLICA = "replica.db"  # in the place of the database, where many machines share a log
+
+
 def damaged(path: Path, problem: str) -> StartError:
     salvage = f"{own_command()} doctor --salvage {shlex.quote(f'--storage={path.parent}')}"
     remedy = f"`{salvage}` saves what can be read of it; or move it away to begin anew"
+    if path.name.startswith(REPLICA):
+        remedy = "Move it away: the next start makes it anew of the log"
     return StartError(f"the storage {path} is damaged ({problem}); it is left as it is. {remedy}", 1)
 
 

@@ -551,7 +551,7 @@ class Tells:
         """The service listens, and waits for you."""
 
     def shutdown(self, info: SidecarInfo) -> None:
-        """The service has answered its last request, and waits for you."""
+        """The service has answered its last request, and waits for you to close your files: no ``atexit`` follows."""
 
 
 class Parts:

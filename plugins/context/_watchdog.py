@@ -1,4 +1,4 @@
-"""The watcher of systems other than Linux, by watchdog, which takes 7 ms to import."""
+"""The watcher of systems other than Linux, by watchdog's observers: a hint at changes, and no proof."""
 
 from __future__ import annotations
 

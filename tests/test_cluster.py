@@ -381,6 +381,25 @@ def test_a_snapshot_takes_the_place_of_old_entries_and_nobody_misses_any(
         assert ids(sidecar.client().wait("late", since=events[-1], timeout=5000)) == [late]
 
 
+def test_copies_of_the_database_that_a_killed_sidecar_has_left_are_removed_at_its_start(
+    nats: Servers, make_team: Callable[..., Team]
+) -> None:
+    (one,) = make_team(nats.url).start(1)
+    one.kill()
+    beside = [one.storage / "snapshot-mine", one.storage / ".other"]
+    left = {
+        ".snapshot-whole": ["snapshot.db"],
+        ".snapshot-cut": ["snapshot.db", "snapshot.db-journal"],
+        ".snapshot-": [],
+    }
+    for folder in (*beside, *(one.storage / name for name in left)):
+        folder.mkdir()
+        for name in left.get(folder.name, []):
+            (folder / name).write_bytes(b"x" * 4096)
+    one.start()
+    assert not list(one.storage.glob(".snapshot-*")) and all(folder.is_dir() for folder in beside)
+
+
 def test_what_the_retention_of_one_has_removed_is_gone_on_all(nats: Servers, make_team: Callable[..., Team]) -> None:
     made = make_team(nats.url, "--nats-prefix", f"floor-{uuid.uuid4().hex[:8]}")
     (short,), (other,) = made.start(1, "--event-limit", "3"), made.start(1)

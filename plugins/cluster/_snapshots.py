@@ -7,6 +7,7 @@ the newest, so that who was away for a moment goes on without it.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 import tempfile
 import zlib
@@ -24,10 +25,13 @@ class Snapshots:
 
     SECONDS = 120.0  # that a transfer may take
     BYTES = 64 * MB  # of entries, after which one is due although they are few
+    PREFIX = ".snapshot-"  # of a folder for a copy of the database
 
     def __init__(self, nats_log: NatsLog, database: Path, every: int) -> None:
         self._log, self._database, self._every = nats_log, database, every
         self._last, self._weight = 0, 0
+        for folder in database.parent.glob(f"{self.PREFIX}*"):
+            shutil.rmtree(folder, ignore_errors=True)  # a sidecar that ended meanwhile has left it
 
     def newest(self) -> int | None:
         """The entry up to which the newest snapshot goes."""
@@ -41,7 +45,7 @@ class Snapshots:
     def fetched(self, seq: int) -> Iterator[sqlite3.Connection]:
         """The database in a snapshot."""
         content = self._log.call(self._log.large.get_whole(str(seq))).result(self.SECONDS)
-        with tempfile.TemporaryDirectory(dir=self._database.parent, prefix=".snapshot-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._database.parent, prefix=self.PREFIX) as folder:
             path, unpacked = Path(folder, "snapshot.db"), zlib.decompressobj()
             with path.open("wb") as file:
                 for at in range(0, len(content), BLOCK):
@@ -59,7 +63,7 @@ class Snapshots:
             self._make()
 
     def _make(self) -> None:
-        with tempfile.TemporaryDirectory(dir=self._database.parent, prefix=".snapshot-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._database.parent, prefix=self.PREFIX) as folder:
             copy = Path(folder, "snapshot.db")
             with contextlib.closing(sqlite3.connect(self._database, isolation_level=None)) as database:
                 database.execute("vacuum into ?", (str(copy),))

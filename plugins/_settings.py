@@ -228,6 +228,16 @@ class PluginSettings(Settings):
                 if not known(text):
                     refuse(f"{self.where(name)}: {text!r} must be {form}")
 
+    def where_of(self, name: str, key: str) -> str:
+        """Where a table's option has ``key``, for messages: its line in a settings file, else as ``where``."""
+        file, _, place = self.where(name).partition(":")
+        option = place.rpartition(" ")[2]
+        with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):  # it may have changed since
+            text, table = tables(self.root / file)
+            if isinstance(table.get(option), dict):
+                return f"{file}:{line_of(text, option, key)}: {option}.{key}"
+        return self.where(name)
+
     def command_of(self, agent_type: str) -> tuple[str, ...] | None:
         return self.agent_commands.get(agent_type, self.agent_command)
 

@@ -345,6 +345,12 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
          "--agent-command: no agent can be started: no-such-program is not on PATH"),
         (["--agent-command", "./agent.sh"],
          "--agent-command: no agent can be started: agent.sh is not where the command says, or cannot be run"),
+        (["--agent-command", "claud -p {prompt}"],
+         "--agent-command: no agent can be started: claud is not on PATH, did you mean claude?"),
+        (["--agent-commands", '{"qa-engineer": "codexx"}'],
+         "--agent-commands: no agent of the type qa-engineer can be started: codexx is not on PATH, did you mean codex?"),
+        (["--agent-commands", '{"qa-engineer": "true"}', "--agent-command", "my-writer"],
+         "--agent-command: no agent of a type without a command of its own can be started: my-writer is not on PATH"),
         (["--agent-command", "true {promt}"],
          "--agent-command: {promt} is no placeholder and stays as it is, did you mean {prompt}?"),
         (["--agent-commands", '{"qa-engineer": ["true", "{issue}"], "go-specialist": ["true", "{xyz}"]}'],
@@ -358,6 +364,37 @@ def test_a_command_that_cannot_run_an_agent_is_told_at_the_start(
     service = make_service(*options)
     assert (f"WARNING {told}\n" if told else "") in service.log
     assert ("WARNING" in service.log) is bool(told), service.log
+
+
+def test_a_type_whose_command_cannot_run_is_named_with_its_line(
+    make_service: Callable[..., Service], repository: Path
+) -> None:
+    (repository / "cco.toml").write_text("""\
+[agent-commands]
+qa-engineer = "true"
+test-enginer = "true"
+go-specialist = "my-writer {task}"
+
+[agent-may]
+"*" = ["make"]
+react-develper = ["npm test"]
+""")  # fmt: skip
+    log = make_service().log
+    for line in (
+        "cco.toml:4: agent-commands.go-specialist: no agent of the type go-specialist can be started: my-writer is not",
+        "cco.toml:3: agent-commands.test-enginer: unknown agent type test-enginer, did you mean test-engineer?",
+        "cco.toml:8: agent-may.react-develper: unknown agent type react-develper",
+    ):
+        assert line in log, log
+    assert "no agent can be started" not in log
+
+
+def test_a_spawn_of_a_misspelt_program_says_which_may_be_meant(make_service: Callable[..., Service]) -> None:
+    client = make_service("--agent-command", "cluade").client()
+    answer = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"})
+    assert answer.json()["message"].endswith(
+        "on PATH, did you mean claude? Else install it, or give another --agent-command"
+    )
 
 
 def test_a_spawn_without_its_program_says_so_in_the_ledger(make_service: Callable[..., Service]) -> None:

@@ -51,6 +51,7 @@ from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import _keeper_program
 from cco_sidecar_plugins.agents._keeper_program import KeeperProgram
 from cco_sidecar_plugins.agents._retention import prune_for_ever
+from cco_sidecar_plugins.agents.launchers import how_to_have
 
 log = logging.getLogger("cco")
 
@@ -488,7 +489,7 @@ def find_program(command: AgentCommand, root: Path) -> str:
     found = shutil.which(str(root / name) if os.path.dirname(name) else name, path=path)
     if found is None:
         reason = errno.EACCES if os.path.dirname(name) and (root / name).exists() else errno.ENOENT
-        advice = "" if os.path.dirname(name) else " on PATH: install it, or give another --agent-command"
+        advice = "" if os.path.dirname(name) else f" on PATH{how_to_have(name)}"
         raise OSError(reason, os.strerror(reason) + advice, name)
     return os.path.abspath(found)
 

@@ -259,6 +259,17 @@ def known_name(configured: Sequence[str] | None) -> str:
     return configured[0] if len(configured) == 1 and configured[0] in PROGRAMS else ""
 
 
+def known_program_near(name: str) -> str:
+    """The end of a message that ``name`` is not there: the known program that may have been meant, where one is."""
+    return "" if name in PROGRAMS else did_you_mean(name, PROGRAMS)
+
+
+def how_to_have(name: str) -> str:
+    """The end of a message that the program ``name`` is not there: what to do."""
+    close = known_program_near(name)
+    return f"{f'{close} Else' if close else ':'} install it, or give another --agent-command"
+
+
 def default_program(settings: PluginSettings) -> str | None:
     """What runs agents whose type has no command of its own, None where nothing does."""
     return settings.agent_command[0] if settings.agent_command else known_name(None) or None
@@ -281,23 +292,27 @@ class KnowingLauncher(Launcher):
         self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: PluginSettings
     ) -> None:
         super().__init__(contexts, tokens, types, hooks, settings)
-        commands = [("agent_commands", command) for command in settings.agent_commands.values()]
-        commands += [("agent_command", settings.agent_command)] if settings.agent_command else []
         problems = [
-            f"{settings.where(name)}: {problem}"
-            for name, command in commands
-            for problem in problems_of(command, settings.root)
+            f"{settings.where_of('agent_commands', name)}: {problem}"
+            for name, command in settings.agent_commands.items()
+            for problem in problems_of(command, settings.root, f"agent of the type {name}")
         ]
+        if settings.agent_command:
+            who = "agent of a type without a command of its own" if settings.agent_commands else "agent"
+            where = settings.where("agent_command")
+            problems += [f"{where}: {problem}" for problem in problems_of(settings.agent_command, settings.root, who)]
         for problem in dict.fromkeys(problems):
             log.warning("%s", problem)
 
 
-def problems_of(command: Sequence[str], root: Path) -> Iterator[str]:
-    """What keeps a configured command from running an agent in ``root``, or from being told what it should."""
+def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:
+    """What keeps a configured command from running in ``root`` the agents that ``who`` says, or from being told what it
+    should.
+    """
     word, name = command[0], os.path.basename(command[0])
     if "{" not in word and not shutil.which(word if word == name else root / word):
         where = "on PATH" if word == name else "where the command says, or cannot be run"  # no paths in the log
-        yield f"no agent can be started: {name} is not {where}"
+        yield f"no {who} can be started: {name} is not {where}{known_program_near(name)}"
     plain = [part for part in command if not re.search(r"\s", part)]  # others may be programs of their own
     for braced in re.findall(r"(?<!\$)\{\w+\}", " ".join(plain)):
         if braced not in PLACEHOLDERS:

@@ -70,11 +70,11 @@ class PromptLauncher(ReadingLauncher):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        tables: dict[str, Any] = {"agent-may": self.settings.agent_may, "agent-commands": self.settings.agent_commands}
+        tables: dict[str, Any] = {"agent_may": self.settings.agent_may, "agent_commands": self.settings.agent_commands}
         for option, table in tables.items():
             for name in table.keys() - self.types.categories.keys() - {"*"}:
                 near = did_you_mean(name, self.types.categories)
-                log.warning("%s: unknown agent type %s%s", option, name, near)
+                log.warning("%s: unknown agent type %s%s", self.settings.where_of(option, name), name, near)
 
     def launch(self, running: Running, files: Collection[str]) -> AgentLaunch:
         launch, reader = super().launch(running, files), self.reader(running.row, running.folder)

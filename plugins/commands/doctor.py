@@ -396,10 +396,7 @@ def examine_program(root: Path, word: str) -> Finding:
     """
     path = shutil.which(word) if os.path.basename(word) == word else str(root / word)
     if path is None or not os.path.exists(path):
-        return (
-            "bad",
-            f"{word} is not {'on PATH' if path is None else 'there'}: install it, or give another --agent-command",
-        )
+        return "bad", f"{word} is not {'on PATH' if path is None else 'there'}{launchers.how_to_have(word)}"
     if not os.path.isfile(path) or not os.access(path, os.X_OK):
         return "bad", f"{word} is there and cannot be run: chmod +x it, or name the program that runs it"
     name = Path(word).stem

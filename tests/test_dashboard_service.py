@@ -113,9 +113,14 @@ def test_the_page_is_served_without_a_token_and_holds_every_header(service: Serv
         policy = dict(part.split(None, 1) for part in answer.headers["Content-Security-Policy"].split("; "))
         assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
         assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
-        known = {"If-None-Match": answer.headers["ETag"]}
-        again = nobody.request("GET", f"/dashboard{path}", headers=known)
-        assert (again.status_code, again.content) == (304, b"") and HEADERS.items() <= again.headers.items()
+        tag = answer.headers["ETag"]
+        opaque = tag.removeprefix("W/")
+        for known in (tag, "*", opaque, f'"other", {tag}', f'{opaque},"other"'):
+            again = nobody.request("GET", f"/dashboard{path}", headers={"If-None-Match": known})
+            assert (again.status_code, again.content) == (304, b"") and HEADERS.items() <= again.headers.items(), known
+        for known in ('"other"', f'{tag[:-1]}y"', f'"x{opaque[1:]}', opaque.strip('"')):
+            again = nobody.request("GET", f"/dashboard{path}", headers={"If-None-Match": known})
+            assert (again.status_code, again.content) == (200, answer.content), known
         assert nobody.request("HEAD", f"/dashboard{path}").headers["ETag"] == answer.headers["ETag"]
 
 

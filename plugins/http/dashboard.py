@@ -109,7 +109,7 @@ class GetPage(Endpoint):
             self.set_header(name, value)
         self.content_type, etag = TYPES[path.suffix], f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
         self.set_header("ETag", etag)
-        if etag in self.request.headers.get("If-None-Match", ""):
+        if self.check_etag_header():
             self.set_status(304)
             return b""
         return content

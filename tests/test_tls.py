@@ -26,6 +26,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from cco_sidecar import Server
+
 
 def make_pair(folder: Path, name: str, key: Any = None, password: bytes | None = None) -> str:
     """Writes cert.pem and key.pem for localhost; the certificate's common name is ``name``, which is returned."""
@@ -214,3 +216,38 @@ def test_a_run_of_the_service_trusts_its_certificate(tmp_path: Path) -> None:
     assert runs.Runs._environment(part, SimpleNamespace(run_id="a")).get("SSL_CERT_FILE") == os.environ.get(
         "SSL_CERT_FILE"
     )
+
+
+# -- without
+
+
+@pytest.mark.parametrize(("address", "told"), [
+    ("127.0.0.1", ""), ("127.8.8.8", ""), ("::1", ""), ("0.0.0.0", "http://0.0.0.0:80 is open"),
+    ("192.0.2.7", "http://192.0.2.7:80 is open"), ("::", "http://[::]:80 is open"), ("fe80::1%eth0", "[fe80::1%eth0]:80"),
+])  # fmt: skip
+def test_only_addresses_that_other_machines_reach_are_warned_about(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str, told: str
+) -> None:
+    monkeypatch.setattr(Server, "add_sockets", lambda server, sockets: None)
+    listening = SimpleNamespace(getsockname=lambda: (address, 80, 0, 0)[: 4 if ":" in address else 2])
+    server = plugin("tls").PlainServer
+    server(lambda request: None).add_sockets(iter([listening]))
+    assert (told in caplog.text) if told else not caplog.text
+
+
+def test_a_start_that_sends_tokens_in_plain_text_says_so(
+    make_service: Callable[..., Service], secure: Callable[..., Service], tmp_path: Path
+) -> None:
+    make_pair(tmp_path, "one")
+    warning = (
+        "is open to other machines without TLS: tokens go over the network in plain text; --tls-cert and --tls-key"
+    )
+    service = make_service("--host", "0.0.0.0")
+    told = f"WARNING http://0.0.0.0:{service.url.rpartition(':')[2]} {warning}"
+    until(lambda: told in service.log)
+    for other in (lambda: secure("--host", "0.0.0.0"), lambda: make_service("--host", "localhost")):
+        service.stop()
+        service.log_path.unlink()
+        service = other()
+        service.stop()  # so that all is written
+        assert warning not in service.log and "stopping" in service.log, service.log

@@ -1,10 +1,11 @@
 """HTTPS by ``--tls-cert`` and ``--tls-key``, TLS 1.2 or newer. Renewed certificates are served without a restart; a
-pair that cannot be loaded is logged, and the old one goes on.
+pair that cannot be loaded is logged, and the old one goes on. Without them a warning says where others can read tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 import ssl
@@ -22,8 +23,10 @@ CHECK_SECONDS = 2.0
 
 @hookimpl(trylast=True)  # so that the server of the plugin http2 derives from this one, and sees each certificate
 def part_class(settings: PluginSettings, base: type) -> type | None:
-    if not issubclass(base, Server) or not settings.tls_cert or not settings.tls_key:
+    if not issubclass(base, Server):
         return None
+    if not settings.tls_cert or not settings.tls_key:
+        return type("PlainServer", (PlainServer, base), {})
     return type(
         "TlsServer",
         (TlsServer, base),
@@ -38,6 +41,22 @@ def tls_context(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     # Without a password OpenSSL would ask for one on the terminal, and wait.
     context.load_cert_chain(*certificate, password=lambda: "")
     return context
+
+
+class PlainServer(Server):
+    """Warns at the start where it listens on more than loopback."""
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        sockets = list(sockets)
+        super().add_sockets(sockets)
+        for host, port in (each.getsockname()[:2] for each in sockets):
+            if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+                shown = f"[{host}]" if ":" in host else host
+                log.warning(
+                    "http://%s:%d is open to other machines without TLS: tokens go over the network in plain text;"
+                    " --tls-cert and --tls-key serve HTTPS",
+                    shown, port,
+                )  # fmt: skip
 
 
 class TlsServer(Server):

@@ -16,6 +16,7 @@ from conftest import Service, git, plugin
 import cco_sidecar
 
 manifests = plugin("metadata")
+ProjectFiles = plugin("_parsing").ProjectFiles
 MakeService = Callable[..., Service]
 Contents = dict[str, str | bytes]
 
@@ -104,7 +105,7 @@ def test_dependencies_come_from_the_manifest(
     tmp_path: Path, manifest: str, content: str, kind: str, expected: dict[str, str]
 ) -> None:
     write(tmp_path, {manifest: content})
-    assert manifests.read_dependencies(tmp_path) == expected
+    assert manifests.read_dependencies(ProjectFiles(tmp_path)) == expected
     assert cco_sidecar.project_type(tmp_path, []) == kind
 
 
@@ -122,7 +123,7 @@ def test_dependencies_come_from_the_manifest(
 )
 def test_the_python_version_comes_from_the_project(tmp_path: Path, files: Contents, version: str | None) -> None:
     write(tmp_path, files)
-    assert manifests.read_python_version(tmp_path) == version
+    assert manifests.read_python_version(ProjectFiles(tmp_path)) == version
 
 
 REQUIREMENTS: dict[str, tuple[Contents, dict[str, str]]] = {
@@ -185,7 +186,7 @@ REQUIREMENTS: dict[str, tuple[Contents, dict[str, str]]] = {
 @table(REQUIREMENTS)
 def test_requirements_are_read_as_pip_reads_them(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
     write(tmp_path, given)
-    assert manifests.read_dependencies(tmp_path) == expected
+    assert manifests.read_dependencies(ProjectFiles(tmp_path)) == expected
 
 
 PYTHON: dict[str, tuple[Contents, dict[str, str]]] = {
@@ -279,7 +280,7 @@ PYTHON: dict[str, tuple[Contents, dict[str, str]]] = {
 @table(PYTHON)
 def test_dependencies_of_python_projects(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
     write(tmp_path, given)
-    assert manifests.read_dependencies(tmp_path) == expected
+    assert manifests.read_dependencies(ProjectFiles(tmp_path)) == expected
     assert not (tmp_path / "ran").exists()
 
 
@@ -304,7 +305,7 @@ def test_the_python_version_is_the_lowest_that_is_allowed(tmp_path: Path, given:
         "setup.py": f"# python_requires='>=2.5'\nsetup(**{{'python_requires': \"{given}\"}})\n",
     }.items():
         write(tmp_path, {name: content})
-        assert manifests.read_python_version(tmp_path) == expected, name
+        assert manifests.read_python_version(ProjectFiles(tmp_path)) == expected, name
         (tmp_path / name).unlink()
 
 
@@ -319,7 +320,7 @@ def test_the_python_version_is_the_lowest_that_is_allowed(tmp_path: Path, given:
 })  # fmt: skip
 def test_poetry_says_the_python_version_too(tmp_path: Path, given: str, expected: str | None) -> None:
     write(tmp_path, {"pyproject.toml": f"[tool.poetry.dependencies]\npython = {given}\n"})
-    assert manifests.read_python_version(tmp_path) == expected
+    assert manifests.read_python_version(ProjectFiles(tmp_path)) == expected
 
 
 @table({
@@ -350,7 +351,7 @@ def test_poetry_says_the_python_version_too(tmp_path: Path, given: str, expected
 })  # fmt: skip
 def test_the_pinned_python_is_a_version(tmp_path: Path, given: str | bytes, expected: str | None) -> None:
     write(tmp_path, {".python-version": given})
-    assert manifests.read_python_version(tmp_path) == expected
+    assert manifests.read_python_version(ProjectFiles(tmp_path)) == expected
 
 
 PACKAGES = {
@@ -373,7 +374,7 @@ PACKAGES = {
 def test_dependencies_of_a_package_json(tmp_path: Path, given: Any, expected: dict[str, str], encoding: str) -> None:
     text = json.dumps(given).replace('"HUGE"', "9" * 5000)
     write(tmp_path, {"package.json": text.encode(encoding)})
-    assert manifests.read_dependencies(tmp_path) == expected
+    assert manifests.read_dependencies(ProjectFiles(tmp_path)) == expected
 
 
 POM = '<dependency><groupId>{0}</groupId><artifactId>{1}</artifactId>{2}</dependency>'  # fmt: skip
@@ -458,7 +459,7 @@ OTHERS: dict[str, tuple[Contents, dict[str, str]]] = {
 @table(OTHERS)
 def test_dependencies_of_other_languages(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
     write(tmp_path, given)
-    assert manifests.read_dependencies(tmp_path) == expected
+    assert manifests.read_dependencies(ProjectFiles(tmp_path)) == expected
 
 
 # -- what never gets out
@@ -483,7 +484,7 @@ def test_credentials_in_urls_of_dependencies_stay_out(tmp_path: Path, userinfo: 
             "Gemfile": f"gem 'g1', git: '{url}'\ngem 'g2', '{url}'\n",
         },
     )
-    found = manifests.read_dependencies(tmp_path)
+    found = manifests.read_dependencies(ProjectFiles(tmp_path))
     assert SECRET not in str(found)
     assert {"r1", "r2", "p1", "p2", "p3", "s1", "n1", "n2", "n3", "c1", "c2", "g1", "g2"} <= set(found)
     assert found["n1"] == "git+https://host.example/a/b.git"
@@ -503,7 +504,7 @@ def test_credentials_in_urls_of_dependencies_stay_out(tmp_path: Path, userinfo: 
 )
 def test_what_is_no_credential_stays(tmp_path: Path, url: str, left: str) -> None:
     write(tmp_path, {"package.json": json.dumps({"dependencies": {"a": url}})})
-    assert manifests.read_dependencies(tmp_path) == {"a": left}
+    assert manifests.read_dependencies(ProjectFiles(tmp_path)) == {"a": left}
 
 
 @pytest.mark.parametrize(
@@ -531,7 +532,10 @@ def test_links_that_leave_the_root_are_not_followed(tmp_path: Path, name: str, c
         (root / "first").symlink_to(target)
         target = Path("first")
     (root / name).symlink_to(target)
-    assert (manifests.read_dependencies(root), manifests.read_python_version(root)) == ({}, None)
+    assert (manifests.read_dependencies(ProjectFiles(root)), manifests.read_python_version(ProjectFiles(root))) == (
+        {},
+        None,
+    )
 
 
 def test_links_inside_the_root_are_followed_but_not_to_secrets_or_git(tmp_path: Path) -> None:
@@ -544,7 +548,7 @@ def test_links_inside_the_root_are_followed_but_not_to_secrets_or_git(tmp_path: 
         ("requirements.txt", {}),
     ):
         link.symlink_to(target)
-        assert manifests.read_dependencies(tmp_path) == expected, target
+        assert manifests.read_dependencies(ProjectFiles(tmp_path)) == expected, target
         link.unlink()
 
 
@@ -563,13 +567,16 @@ def test_includes_stay_in_the_root(tmp_path: Path, include: str) -> None:
             "setup.cfg": f"[options]\ninstall_requires = file: {line.split()[1]}\n",
         },
     )
-    assert manifests.read_dependencies(root) == {"ours": ""}
+    assert manifests.read_dependencies(ProjectFiles(root)) == {"ours": ""}
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "package.json", ".python-version"])
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    assert (manifests.read_dependencies(tmp_path), manifests.read_python_version(tmp_path)) == ({}, None)
+    assert (
+        manifests.read_dependencies(ProjectFiles(tmp_path)),
+        manifests.read_python_version(ProjectFiles(tmp_path)),
+    ) == ({}, None)
 
 
 # -- odd facts
@@ -589,7 +596,7 @@ def test_an_odd_manifest_costs_one_line_in_the_log(tmp_path: Path, caplog: pytes
     write(tmp_path, HOSTILE | {"requirements.txt": "flask\n"})
     with caplog.at_level(logging.WARNING, "cco"):
         for _ in range(2):
-            assert manifests.read_dependencies(tmp_path) == {"flask": ""}
+            assert manifests.read_dependencies(ProjectFiles(tmp_path)) == {"flask": ""}
     told = sorted(record.getMessage().split(":")[0].rpartition("/")[2] for record in caplog.records)
     assert told == sorted(HOSTILE)
 
@@ -633,6 +640,6 @@ SLOW: Contents = {
 def test_no_manifest_keeps_a_thread_busy(tmp_path: Path, name: str) -> None:
     write(tmp_path, {name: SLOW[name]})
     started = time.thread_time()
-    manifests.read_dependencies(tmp_path)
-    manifests.read_python_version(tmp_path)
+    manifests.read_dependencies(ProjectFiles(tmp_path))
+    manifests.read_python_version(ProjectFiles(tmp_path))
     assert time.thread_time() - started < 4

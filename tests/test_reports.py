@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import itertools
 import json
 import logging
 import os
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from conftest import Client, Service, plugin
 from cco_sidecar import FileFact, GitContext, ProjectState
 
 manifests, reports = plugin("metadata"), plugin("reports")
+ProjectFiles = plugin("_parsing").ProjectFiles
 MakeService = Callable[..., Service]
 
 
@@ -62,8 +66,8 @@ def test_coverage_counts_while_its_report_is_newer_than_the_sources(tmp_path: Pa
     content, percent = COVERAGE[name]
     report = write(tmp_path / name, content)
     moment = report.stat().st_mtime_ns
-    assert reports.read_coverage(tmp_path, moment - 1) == percent
-    assert reports.read_coverage(tmp_path, moment + 1) is None
+    assert reports.read_coverage(ProjectFiles(tmp_path), moment - 1) == percent
+    assert reports.read_coverage(ProjectFiles(tmp_path), moment + 1) is None
 
 
 def test_coverage_out_of_the_data_file_is_what_coverage_itself_reports(tmp_path: Path) -> None:
@@ -100,17 +104,17 @@ print(used(1))
     run = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True)
     run([sys.executable, "-m", "coverage", "run", "--source=.", "main.py"])
     reported = float(run([sys.executable, "-m", "coverage", "report", "--format=total", "--precision=2"]).stdout)
-    found = reports.read_coverage(tmp_path, 0)
+    found = reports.read_coverage(ProjectFiles(tmp_path), 0)
     assert found is not None and abs(found - reported) < 0.01
-    assert reports.read_coverage(tmp_path, time.time_ns() + 10**9) is None
+    assert reports.read_coverage(ProjectFiles(tmp_path), time.time_ns() + 10**9) is None
     write(tmp_path / ".coverage", "not a database")
-    assert reports.read_coverage(tmp_path, 0) is None
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) is None
 
 
 @pytest.mark.parametrize("content", ["", "<coverage/>", "<coverage line-rate='many'/>", "\0"])
 def test_a_spoilt_coverage_report_tells_nothing(tmp_path: Path, content: str) -> None:
     write(tmp_path / "coverage.xml", content)
-    assert reports.read_coverage(tmp_path, 0) is None
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) is None
 
 
 def test_reports_are_read_although_git_ignores_them_and_forgotten_when_the_source_moves_on(
@@ -157,7 +161,7 @@ def test_reports_are_read_although_git_ignores_them_and_forgotten_when_the_sourc
 )
 def test_the_build_status_is_that_of_the_junit_report(tmp_path: Path, content: str, expected: str | None) -> None:
     write(tmp_path / "junit.xml", content)
-    assert reports.read_build(tmp_path)[0] == expected
+    assert reports.read_build(ProjectFiles(tmp_path))[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -176,7 +180,7 @@ def test_the_security_status_is_that_of_the_scanners_report(
     tmp_path: Path, name: str, content: str, expected: str | None
 ) -> None:
     write(tmp_path / name, content)
-    assert reports.read_security_scan(tmp_path) == expected
+    assert reports.read_security_scan(ProjectFiles(tmp_path)) == expected
 
 
 JACOCO = '<!DOCTYPE report PUBLIC "-//JACOCO//DTD Report 1.1//EN" "report.dtd"><report name="x">{}</report>'
@@ -219,7 +223,7 @@ XML_COVERAGE: dict[str, tuple[str | bytes, float | None]] = {
 @table(XML_COVERAGE)
 def test_coverage_out_of_xml(tmp_path: Path, given: str | bytes, expected: float | None) -> None:
     write(tmp_path / "coverage.xml", given)
-    assert reports.read_coverage(tmp_path, 0) == expected
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) == expected
 
 
 @table({
@@ -254,10 +258,10 @@ def test_coverage_out_of_xml(tmp_path: Path, given: str | bytes, expected: float
 })  # fmt: skip
 def test_coverage_out_of_lcov(tmp_path: Path, given: str | bytes, expected: float | None) -> None:
     write(tmp_path / "coverage/lcov.info", given)
-    assert reports.read_coverage(tmp_path, 0) == expected
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) == expected
     if expected is None:
         write(tmp_path / "lcov.info", "SF:a\nLF:4\nLH:1\nend_of_record\n")
-        assert reports.read_coverage(tmp_path, 0) == 25.0  # what tells nothing hides nothing
+        assert reports.read_coverage(ProjectFiles(tmp_path), 0) == 25.0  # what tells nothing hides nothing
 
 
 @table({
@@ -275,7 +279,7 @@ def test_coverage_out_of_lcov(tmp_path: Path, given: str | bytes, expected: floa
 })  # fmt: skip
 def test_coverage_out_of_istanbuls_summary(tmp_path: Path, given: Any, expected: float | None) -> None:
     write(tmp_path / "coverage/coverage-summary.json", json.dumps({"total": {"lines": given}}))
-    assert reports.read_coverage(tmp_path, 0) == expected
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) == expected
 
 
 @pytest.mark.parametrize(
@@ -294,7 +298,7 @@ def test_an_odd_summary_hides_no_later_report(tmp_path: Path, content: str) -> N
     write(tmp_path / "coverage/coverage-summary.json", content)
     write(tmp_path / "coverage/lcov.info")
     write(tmp_path / "lcov.info", "DA:1,1\n")
-    assert reports.read_coverage(tmp_path, 0) == 100.0
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) == 100.0
 
 
 DATA = """create table file (id integer primary key, path text); create table line_bits (file_id integer, context_id integer, numbits blob);
@@ -317,9 +321,9 @@ def test_the_data_file_is_read_wherever_it_lies_and_nothing_is_made_beside_it(tm
     )
     os.chmod(root / ".coverage", 0o400)
     before = sorted(tmp_path.rglob("*"))
-    assert reports.read_coverage(root, 0) == 50.0
+    assert reports.read_coverage(ProjectFiles(root), 0) == 50.0
     write(tmp_path / "empty" / folder / ".coverage")
-    assert reports.read_coverage(tmp_path / "empty" / folder, 0) is None
+    assert reports.read_coverage(ProjectFiles(tmp_path / "empty" / folder), 0) is None
     assert [path for path in sorted(tmp_path.rglob("*")) if "empty" not in path.parts] == before
     assert [path.name for path in (tmp_path / "empty" / folder).iterdir()] == [".coverage"]
 
@@ -345,7 +349,7 @@ def test_coverage_out_of_the_data_file(tmp_path: Path, given: str, expected: flo
     write(root / "page.html", "{{ x }}\n")
     write(tmp_path / "out.py", "x = 1\n")
     coverage_data(root / ".coverage", given.format(root=root))
-    assert reports.read_coverage(root, 0) == expected
+    assert reports.read_coverage(ProjectFiles(root), 0) == expected
 
 
 # -- the build
@@ -435,7 +439,7 @@ BUILDS: dict[str, tuple[str | bytes, str | None]] = {
 def test_the_build_status_in_each_dialect(tmp_path: Path, given: str | bytes, expected: str | None) -> None:
     report = write(tmp_path / "test-results.xml", given)
     moment = iso(report.stat().st_mtime) if expected else None
-    assert reports.read_build(tmp_path) == (expected, moment)
+    assert reports.read_build(ProjectFiles(tmp_path)) == (expected, moment)
 
 
 def test_the_newest_report_that_tells_the_build_status_counts(tmp_path: Path) -> None:
@@ -447,14 +451,14 @@ def test_the_newest_report_that_tells_the_build_status_counts(tmp_path: Path) ->
     ):
         moment = 1_700_000_000 - age
         os.utime(write(tmp_path / name, content), (moment, moment))
-    assert reports.read_build(tmp_path) == ("failed", iso(1_699_999_997))
+    assert reports.read_build(ProjectFiles(tmp_path)) == ("failed", iso(1_699_999_997))
 
 
 def test_a_report_of_another_age_tells_all_that_has_a_date(tmp_path: Path) -> None:
     report = write(tmp_path / "junit.xml", '<testsuite tests="1" failures="0"/>')
     for moment, year in ((-(10**9), "1970"), (10**10, "2286")):
         os.utime(report, (moment, moment))
-        status, when = reports.read_build(tmp_path)
+        status, when = reports.read_build(ProjectFiles(tmp_path))
         assert status == "success" and when.startswith(year)
 
 
@@ -592,7 +596,7 @@ LEVELS: dict[str, tuple[str | bytes, str | None]] = {
 @table(SCANS | CUT_OFF | LEVELS)
 def test_the_security_status_of_a_sarif_file(tmp_path: Path, given: str | bytes, expected: str | None) -> None:
     write(tmp_path / "results.sarif", given)
-    assert reports.read_security_scan(tmp_path) == expected
+    assert reports.read_security_scan(ProjectFiles(tmp_path)) == expected
 
 
 @table({
@@ -606,11 +610,11 @@ def test_the_security_status_of_a_sarif_file(tmp_path: Path, given: str | bytes,
 })  # fmt: skip
 def test_the_security_status_of_bandit(tmp_path: Path, given: Any, expected: str) -> None:
     write(tmp_path / "bandit.json", json.dumps(given))
-    assert reports.read_security_scan(tmp_path) == (None if expected == "sarif" else expected)
+    assert reports.read_security_scan(ProjectFiles(tmp_path)) == (None if expected == "sarif" else expected)
     write(tmp_path / "results.sarif", sarif(run({"suppressions": [{}]})))
-    assert reports.read_security_scan(tmp_path) == expected.replace("sarif", "passed")
+    assert reports.read_security_scan(ProjectFiles(tmp_path)) == expected.replace("sarif", "passed")
     write(tmp_path / "results.sarif", sarif(run({})))
-    assert reports.read_security_scan(tmp_path) == "failed"
+    assert reports.read_security_scan(ProjectFiles(tmp_path)) == "failed"
 
 
 # -- where they lie, and in a context
@@ -628,14 +632,14 @@ def test_reports_are_not_read_through_links_that_leave_the_root(tmp_path: Path) 
     coverage_data(out / ".coverage", "insert into file values (1, 'a.py'); insert into line_bits values (1, 1, x'02');")
     write(root / "a.py", "x = 1\n")
     (root / ".coverage").symlink_to(out / ".coverage")
-    assert reports.read_coverage(root, 0) is None
-    assert reports.read_build(root) == (None, None)
-    assert reports.read_security_scan(root) is None
+    assert reports.read_coverage(ProjectFiles(root), 0) is None
+    assert reports.read_build(ProjectFiles(root)) == (None, None)
+    assert reports.read_security_scan(ProjectFiles(root)) is None
     (root / "junit.xml").unlink()
     (root / "junit.xml").symlink_to(
         write(root / "made/junit.xml", '<testsuite tests="1" failures="0"/>').relative_to(root)
     )
-    assert reports.read_build(root)[0] == "success"
+    assert reports.read_build(ProjectFiles(root))[0] == "success"
 
 
 def test_a_context_gives_all_other_facts_beside_odd_reports(make_service: MakeService, repository: Path) -> None:
@@ -675,11 +679,54 @@ def test_facts_are_read_again_only_where_the_project_may_be_another(tmp_path: Pa
     assert facts("second") == (["two"], "failed")  # although no digest tells of what lies behind a link
 
 
+BITS = "insert into line_bits values (1, 1, x'02');"
+MANY_ROWS = """drop table file; create view file as
+    with recursive n(id) as (select 1 union all select id + 1 from n limit 50000) select id, 'a.py' as path from n;"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "tables", "told"),
+    [
+        (OSError(errno.EMFILE, "too many open files"), "insert into file values (1, 'a.py');", ([], None, None)),
+        (OSError(errno.EIO, "a fault of the disk"), "insert into file values (1, 'a.py');", ([], None, None)),
+        ("too slow to count", "insert into file values (1, 'a.py');", (["one"], "passed", None)),
+        ("too slow to read", MANY_ROWS, (["one"], "passed", None)),
+    ],
+)
+def test_facts_are_read_again_where_a_file_could_not_be_read_or_not_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError | str, tables: str, told: tuple[Any, ...]
+) -> None:
+    sources = [FileFact("pyproject.toml", 1, 1), FileFact("a.py", 1, 1)]
+    state = ProjectState(str(tmp_path), sources, GitContext(None, [], [], None, None), None, "digest")
+
+    def facts() -> tuple[Any, ...]:
+        found = manifests.read_manifests(state) | reports.read_reports(state)
+        return found["dependencies"], found["security_scan_status"], found["test_coverage"]
+
+    def fail(*_: Any) -> Any:
+        raise fault
+
+    write(tmp_path / "pyproject.toml", '[project]\ndependencies = ["one"]\n')
+    write(tmp_path / "a.py", "x = 1\n")
+    write(tmp_path / "bandit.json", '{"results": []}')
+    write(tmp_path / "junit.xml/a", "its report is not there, which passes no sooner")
+    coverage_data(tmp_path / ".coverage", tables + BITS)
+    with monkeypatch.context() as patched:
+        if isinstance(fault, OSError):
+            patched.setattr(ProjectFiles, "_read", fail)
+        else:
+            patched.setattr(reports, "time", SimpleNamespace(monotonic=itertools.count(step=5).__next__))
+        assert facts() == told
+    assert facts() == (["one"], "passed", 100.0)
+    monkeypatch.setattr(ProjectFiles, "_read", lambda *_: None)
+    assert facts() == (["one"], "passed", 100.0), "these are remembered"
+
+
 def test_an_odd_report_costs_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "junit.xml", f'<testsuite tests="1" failures="{"8" * 5000}"/>')
     with caplog.at_level(logging.WARNING, "cco"):
         for _ in range(3):
-            assert reports.read_build(tmp_path) == (None, None)
+            assert reports.read_build(ProjectFiles(tmp_path)) == (None, None)
     assert len(caplog.records) == 1 and len(caplog.records[0].getMessage()) < 300
 
 
@@ -710,8 +757,11 @@ def test_an_odd_report_costs_one_line_in_the_log(tmp_path: Path, caplog: pytest.
 def test_no_report_keeps_a_thread_busy(tmp_path: Path, name: str, content: str) -> None:
     write(tmp_path / name, content)
     started = time.thread_time()
-    assert reports.read_coverage(tmp_path, 0) is None and reports.read_build(tmp_path) == (None, None)
-    assert reports.read_security_scan(tmp_path) is None
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) is None and reports.read_build(ProjectFiles(tmp_path)) == (
+        None,
+        None,
+    )
+    assert reports.read_security_scan(ProjectFiles(tmp_path)) is None
     assert time.thread_time() - started < 8
 
 
@@ -721,5 +771,5 @@ def test_a_source_of_one_long_line_is_counted_at_once(tmp_path: Path) -> None:
         tmp_path / ".coverage", "insert into file values (1, 'a.py'); insert into line_bits values (1, 1, x'02');"
     )
     started = time.thread_time()
-    assert reports.read_coverage(tmp_path, 0) == 100.0
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) == 100.0
     assert time.thread_time() - started < 4

@@ -40,6 +40,7 @@ class ProjectFiles:
     def __init__(self, root: Path, listed: Container[str] | None = None) -> None:
         self.root = os.path.realpath(root)
         self._listed = listed
+        self.incomplete = False  # a file that is there could not be read, or not in time: later it may be
 
     def parsed(self, name: str, parse: Callable[[File], T], limit: int = MB) -> T | None:
         """What ``parse`` makes of the file ``name`` (relative to the root); None where it is missing, has more than
@@ -51,6 +52,8 @@ class ProjectFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:  # a boundary: whatever a repository may hold
+            if isinstance(error, OSError) and not isinstance(error, IsADirectoryError):  # TimeoutError is one too
+                self.incomplete = True
             shows_content = type(error).__module__ == "configparser"  # its message quotes lines of the file
             self.tell(name, type(error).__name__ if shows_content else one_line(error)[:200])
             return None
@@ -92,9 +95,10 @@ class ProjectFiles:
             raise ValueError("git ignores it")
 
 
-def remembered(read: Callable[[ProjectState], Facts]) -> Callable[[ProjectState], Facts]:
-    """``read``, which is asked again where the project may be another one: its digest is, or a report's time, since a
-    report may be a link to a file that git ignores.
+def remembered(read: Callable[[ProjectState], tuple[Facts, ProjectFiles]]) -> Callable[[ProjectState], Facts]:
+    """The facts of ``read``, which gives them with the files that it read. It is called again where these are
+    incomplete, and where the project may be another one: its digest is, or a report's time, since a report may be a
+    link to a file that git ignores.
     """
     last: tuple[Any, Facts] = (None, {})
 
@@ -104,8 +108,9 @@ def remembered(read: Callable[[ProjectState], Facts]) -> Callable[[ProjectState]
         key = (project.root, project.digest, *map(ProjectFiles(Path(project.root)).moment, REPORTS))
         known, found = last
         if known != key:
-            found = read(project)
-            last = key, found
+            found, files = read(project)
+            if not files.incomplete:
+                last = key, found
         return found
 
     return facts

@@ -36,21 +36,21 @@ def context_section(request: ContextRequest) -> Sections:
 
 
 @remembered
-def read_manifests(project: ProjectState) -> Facts:
-    root, listed = Path(project.root), frozenset(file.path for file in project.files)
-    versions = read_dependencies(root, listed)
-    return {
+def read_manifests(project: ProjectState) -> tuple[Facts, ProjectFiles]:
+    files = ProjectFiles(Path(project.root), frozenset(file.path for file in project.files))
+    versions = read_dependencies(files)
+    facts = {
         "dependencies": sorted(versions),
         "dependency_versions": versions,
-        "python_version": read_python_version(root, listed),
+        "python_version": read_python_version(files),
     }
+    return facts, files
 
 
-def read_dependencies(root: Path, listed: frozenset[str] | None = None) -> Versions:
+def read_dependencies(files: ProjectFiles) -> Versions:
     """Direct dependencies of the project with the bounds that its manifests give, "" where they give none; of several
-    bounds for one name the first manifest's. Only files in ``listed`` are read where it is given. Blocks.
+    bounds for one name the first manifest's. Blocks.
     """
-    files = ProjectFiles(root, listed)
     parsers: tuple[tuple[str, Callable[[File], Versions]], ...] = (
         ("pyproject.toml", pyproject_dependencies),
         ("setup.cfg", setup_cfg_dependencies),
@@ -242,12 +242,11 @@ def setup_cfg_value(file: File, value: str) -> Versions:
     return requirements(file, (line for line in lines if line.strip() and not line.lstrip().startswith("#")))
 
 
-def read_python_version(root: Path, listed: frozenset[str] | None = None) -> str | None:
+def read_python_version(files: ProjectFiles) -> str | None:
     """The version that .python-version names, else the lowest that pyproject.toml, setup.cfg or setup.py allow.
 
     Blocks.
     """
-    files = ProjectFiles(root, listed)
     for name, parse in (
         (".python-version", pinned_python),
         ("pyproject.toml", pyproject_python),

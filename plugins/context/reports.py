@@ -40,21 +40,21 @@ def context_section(request: ContextRequest) -> Sections:
 
 
 @remembered
-def read_reports(project: ProjectState) -> Facts:
+def read_reports(project: ProjectState) -> tuple[Facts, ProjectFiles]:
     root = Path(project.root)
+    files = ProjectFiles(root)
     sources = (file.mtime_ns for file in project.files if kind_of(file.path) in ("source", "test"))
     newest = max(sources, default=0) if any(os.path.lexists(root / name) for name in COVERAGE) else 0
-    status, moment = read_build(root)
-    facts = {"test_coverage": read_coverage(root, newest), "last_build_status": status, "last_build_time": moment}
-    return facts | {"security_scan_status": read_security_scan(root)}
+    status, moment = read_build(files)
+    facts = {"test_coverage": read_coverage(files, newest), "last_build_status": status, "last_build_time": moment}
+    return facts | {"security_scan_status": read_security_scan(files)}, files
 
 
 # -- coverage
 
 
-def read_coverage(root: Path, newest_source_ns: int) -> float | None:
+def read_coverage(files: ProjectFiles, newest_source_ns: int) -> float | None:
     """Percent of lines covered, of the first report that says it and is newer than every source. Blocks."""
-    files = ProjectFiles(root)
     for name, read in COVERAGE.items():
         moment = files.moment(name)
         if moment is not None and moment >= newest_source_ns:
@@ -191,7 +191,13 @@ def coverage_data_percent(file: File) -> float | None:
     """
     deadline = time.monotonic() + 3
     covered = total = 0
-    for path, ran in lines_that_ran(file.content, file.files.root, deadline).items():
+    try:
+        ran_by_path = lines_that_ran(file.content, file.files.root, deadline)
+    except sqlite3.OperationalError:
+        if time.monotonic() > deadline:
+            raise TimeoutError("it takes too long to read its tables") from None
+        raise
+    for path, ran in ran_by_path.items():
         found = read_text_file(file.files.root, path, MB) if path.endswith((".py", ".pyw")) else None
         if found is None or found[2]:
             continue  # gone, a template, or too large
@@ -303,9 +309,8 @@ READ = {"failure", "error", "ResultSummary", "Counters", "RunInfo", "test-suite"
 )
 
 
-def read_build(root: Path) -> tuple[str | None, str | None]:
+def read_build(files: ProjectFiles) -> tuple[str | None, str | None]:
     """("success" or "failed", when) of the newest test report that tells it; Nones where none does. Blocks."""
-    files = ProjectFiles(root)
     names = [name for name in REPORTS if name.endswith(".xml") and "coverage" not in name]
     present = [(moment, name) for name in names if (moment := files.moment(name)) is not None]
     for moment, name in sorted(present, reverse=True):
@@ -387,11 +392,10 @@ def tests_run(item: Element, dialect: Dialect) -> tuple[int, int]:
 # -- the security scan
 
 
-def read_security_scan(root: Path) -> str | None:
+def read_security_scan(files: ProjectFiles) -> str | None:
     """ "failed" where a report of bandit or a SARIF file has findings or says that the scan failed, "passed" where one
     says that there are none; None where none tells. Blocks.
     """
-    files = ProjectFiles(root)
     readers = (("bandit.json", bandit_status), ("results.sarif", sarif_status))
     told = {files.parsed(name, read, LARGEST) for name, read in readers}
     return "failed" if "failed" in told else "passed" if "passed" in told else None

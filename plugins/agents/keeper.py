@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +50,7 @@ from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import _keeper_program
 from cco_sidecar_plugins.agents._keeper_program import KeeperProgram
 from cco_sidecar_plugins.agents._retention import prune_for_ever
-from cco_sidecar_plugins.agents.launchers import how_to_have
+from cco_sidecar_plugins.agents.launchers import find_program
 
 log = logging.getLogger("cco")
 
@@ -385,7 +384,7 @@ class Keeper:
 
     async def start_agent(self, agent_id: str, command: AgentCommand, mark: int) -> int:
         """The pid of a new agent in a session of its own. Raises OSError, also where the keeper does not answer."""
-        program = await self._pool.run(find_program, command, self._root)
+        program = await self._pool.run(find_program, command.argv[0], self._root, command.environment.get("PATH"))
         order = {"start": agent_id, "program": program, "mark": mark, "root": str(self._root)}
         answer = self._starting[agent_id] = self._loop.create_future()
         try:
@@ -481,17 +480,6 @@ class Keeper:
             process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             await self._pool.run(process.wait, 0.5)
-
-
-def find_program(command: AgentCommand, root: Path) -> str:
-    """The file that a command's first word names, as a shell in ``root`` would find it. Raises OSError."""
-    name, path = command.argv[0], command.environment.get("PATH")
-    found = shutil.which(str(root / name) if os.path.dirname(name) else name, path=path)
-    if found is None:
-        reason = errno.EACCES if os.path.dirname(name) and (root / name).exists() else errno.ENOENT
-        advice = "" if os.path.dirname(name) else f" on PATH{how_to_have(name)}"
-        raise OSError(reason, os.strerror(reason) + advice, name)
-    return os.path.abspath(found)
 
 
 def output_of(agents: Agents, agent_id: str) -> WholeOutput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -270,6 +271,19 @@ def how_to_have(name: str) -> str:
     return f"{f'{close} Else' if close else ':'} install it, or give another --agent-command"
 
 
+def find_program(word: str, root: Path, path: str | None = None) -> str:
+    """The file that a command's first word names, as a shell in ``root`` would find it, with this PATH or else ours.
+    Raises FileNotFoundError, or PermissionError where it is there and cannot be run.
+    """
+    says_where = bool(os.path.dirname(word))
+    found = shutil.which(str(root / word) if says_where else word, path=path)
+    if found is None:
+        reason = errno.EACCES if says_where and os.path.exists(root / word) else errno.ENOENT
+        advice = "" if says_where else f" on PATH{how_to_have(word)}"
+        raise OSError(reason, os.strerror(reason) + advice, word)
+    return os.path.abspath(found)
+
+
 def default_program(settings: PluginSettings) -> str | None:
     """What runs agents whose type has no command of its own, None where nothing does."""
     return settings.agent_command[0] if settings.agent_command else known_name(None) or None
@@ -309,9 +323,14 @@ def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:
     """What keeps a configured command from running in ``root`` the agents that ``who`` says, or from being told what it
     should.
     """
-    word, name = command[0], os.path.basename(command[0])
-    if "{" not in word and not shutil.which(word if word == name else root / word):
-        where = "on PATH" if word == name else "where the command says, or cannot be run"  # no paths in the log
+    word, name = command[0], os.path.basename(command[0])  # no paths in the log
+    try:
+        if "{" not in word:
+            find_program(word, root)
+    except PermissionError:
+        yield f"no {who} can be started: {name} is there and cannot be run"
+    except FileNotFoundError:
+        where = "on PATH" if word == name else "where the command says"
         yield f"no {who} can be started: {name} is not {where}{known_program_near(name)}"
     plain = [part for part in command if not re.search(r"\s", part)]  # others may be programs of their own
     for braced in re.findall(r"(?<!\$)\{\w+\}", " ".join(plain)):

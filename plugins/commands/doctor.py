@@ -394,11 +394,13 @@ def examine_program(root: Path, word: str) -> Finding:
     """Whether what a command calls ``word`` can run and, of a known program, which version it is and whether somebody
     is logged in.
     """
-    path = shutil.which(word) if os.path.basename(word) == word else str(root / word)
-    if path is None or not os.path.exists(path):
-        return "bad", f"{word} is not {'on PATH' if path is None else 'there'}{launchers.how_to_have(word)}"
-    if not os.path.isfile(path) or not os.access(path, os.X_OK):
+    try:
+        path = launchers.find_program(word, root)
+    except PermissionError:
         return "bad", f"{word} is there and cannot be run: chmod +x it, or name the program that runs it"
+    except FileNotFoundError:
+        where = "there" if os.path.dirname(word) else "on PATH"
+        return "bad", f"{word} is not {where}{launchers.how_to_have(word)}"
     name = Path(word).stem
     if name not in launchers.PROGRAMS:
         problem = refused_by_the_system(path)

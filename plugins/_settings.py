@@ -71,6 +71,9 @@ def read_agent_may(value: Any) -> dict[str, tuple[str, ...]]:
 read_subject_token = read_match(r"[A-Za-z0-9_-]{1,64}", "must be 1 to 64 letters, digits, '_' or '-'")
 
 
+AGENT_CATEGORIES = [name for name, category in CATEGORIES.items() if not category.people]
+
+
 def read_agent_types(value: Any) -> dict[str, str]:
     """More agent types with their categories: a TOML table, or ``name=category`` separated by commas."""
     pairs = value.items() if isinstance(value, dict) else (each.partition("=")[::2] for each in read_list(value))
@@ -80,7 +83,7 @@ def read_agent_types(value: Any) -> dict[str, str]:
             raise ValueError(f"must be NAME=CATEGORY with the name of an agent type, which {name!r} is not")
         if category not in list(CATEGORIES):
             raise ValueError(
-                f"must be NAME=CATEGORY with a category of {', '.join(CATEGORIES)}, which {category!r} is not"
+                f"must be NAME=CATEGORY with a category of {', '.join(AGENT_CATEGORIES)}, which {category!r} is not"
             )
     return table
 

@@ -214,6 +214,17 @@ def test_our_commands_are_there_whatever_the_settings_say(
     assert cco("context", "get", "--help")[1].startswith("usage: cco context get")
 
 
+@pytest.mark.parametrize("more", [(), ("--explain",)])
+def test_a_context_without_files_says_so(
+    here: Here, cco: Callable[..., tuple[int, str, str]], more: tuple[str, ...]
+) -> None:
+    words = ("context", "get", "cli-1", "python-specialist", *more)
+    assert cco(*words, "--max-files", "0")[:2] == (0, "(none: no file here could be given)\n")
+    assert json.loads(cco(*words[:4], "--max-files", "0", "--format", "json")[1])["context"]["relevant_files"] == []
+    etag = here.client().get("/api/context/cli-1/python-specialist").headers["ETag"]
+    assert cco(*words, "--since", etag)[:2] == (0, "(none: no file has changed since that answer)\n")
+
+
 def test_a_context_is_explained_by_rank_score_share_and_reasons(cco: Callable[..., tuple[int, str, str]]) -> None:
     words = ("context", "get", "cli-1", "python-specialist", "--task", "session cookie of src/main.py", "--explain")
     code, out, err = cco(*words)

@@ -217,6 +217,13 @@ def test_of_agent_types_the_part_that_is_wrong_is_named(text: str, wrong: str) -
         read_option("agent_types", "", text)
 
 
+def test_of_categories_only_those_that_agents_have_are_offered() -> None:
+    with pytest.raises(
+        StartError, match="a category of architect, coding, qa, security, documentation, support, which"
+    ):
+        read_option("agent_types", "", "x=nope")
+
+
 @pytest.mark.parametrize("name", ["plugins", "issue_files", "agent_environment", "allowed_host"])
 @pytest.mark.parametrize("value", ["", " , ", ["src", ""]], ids=ascii)
 def test_a_list_that_is_given_as_text_names_something(name: str, value: Any) -> None:

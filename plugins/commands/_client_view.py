@@ -28,7 +28,7 @@ def show_context(options: argparse.Namespace, context: dict[str, Any]) -> int:
         }
         for file in context["context"]["relevant_files"]
     ]
-    return show(options, {"files": files}, "files")
+    return show_files(options, files)
 
 
 def explain(options: argparse.Namespace, context: dict[str, Any]) -> int:
@@ -45,10 +45,17 @@ def explain(options: argparse.Namespace, context: dict[str, Any]) -> int:
     ]
     if options.format in ("yaml", "text"):
         options.format = "json" if options.format == "yaml" else "table"  # JSON is YAML
-    show(options, {"files": rows}, "files")
+    show_files(options, rows)
     metadata = context["context"]["metadata"]
     matched = "; no word of the task occurs" if metadata["task_matched"] is False else ""
     sys.stderr.write(f"{sums_of(context)}; index {metadata['index']}{matched}\n")
+    return GOOD
+
+
+def show_files(options: argparse.Namespace, rows: list[dict[str, Any]]) -> int:
+    if rows or options.format != "table":
+        return show(options, {"files": rows}, "files")
+    print("(none: no file has changed since that answer)" if options.since else "(none: no file here could be given)")
     return GOOD
 
 

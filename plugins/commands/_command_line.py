@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import functools
 import io
+import itertools
 import re
 import sys
 import textwrap
@@ -323,6 +324,10 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
     ) -> None:
         """Parse the rest by the parser of its first word, on top of what was said before it."""
         word, *rest = values
+        if word == "help" and not self.look_for(word):
+            word, *rest = [*itertools.takewhile(lambda each: not each.startswith("-"), rest), "--help"]
+            if not rest:
+                parser.parse_args([word])
         if not self.look_for(word):
             parser.refuse_flags(parser.words[: -len(values)])  # whose value ``word`` is
             parser.error(
@@ -342,14 +347,17 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
         """How a message goes on that refuses ``word``."""
         if after == "cco" and word in OTHER_WORDS:
             return OTHER_WORDS[word]
-        names = {name: f"{after} {name}".removeprefix("cco ") for name in self.listed()}
+        known = ["help", *(choice.dest for choice in self._choices_actions)]
+        names = {name: f"{after} {name}".removeprefix("cco ") for name in known}
         for group, parser in self.choices.items():
             names = {name: f"{group} {name}" for name in parser.commands.listed()} | names if parser.commands else names
         close = nearest(word, names)
         return f", did you mean {names[close]}?" if close else f"; there are {', '.join(self.listed())}"
 
     def listed(self) -> list[str]:
-        return [choice.dest for choice in self._choices_actions]
+        """The names that people type, in the same order whichever plugin was asked first."""
+        names = [choice.dest for choice in self._choices_actions]
+        return sorted(name for name in names if (row := self.choices[name].row) is None or row.section)
 
 
 OTHER_WORDS = {  # how other programs call what we have
@@ -362,12 +370,11 @@ OTHER_WORDS = {  # how other programs call what we have
 def overview(commands: Commands) -> str:
     """The help of ``cco`` itself: every command, by section, on one screen."""
     sections: dict[str, list[str]] = {section: [] for section in SECTIONS}
-    for choice in commands._choices_actions:
-        parser = commands.choices[choice.dest]
+    helps = {choice.dest: choice.help for choice in commands._choices_actions}
+    for name in commands.listed():
+        parser = commands.choices[name]
         parts = f": {', '.join(parser.commands.listed())}" if parser.commands else ""
-        lines = textwrap.wrap(
-            f"{choice.help}{parts}", 79, initial_indent=f"  {choice.dest:10} ", subsequent_indent=" " * 13
-        )
+        lines = textwrap.wrap(f"{helps[name]}{parts}", 79, initial_indent=f"  {name:10} ", subsequent_indent=" " * 13)
         sections[parser.row.section if parser.row else SECTIONS[-1]] += lines
     body = "\n\n".join("\n".join([f"{section}:", *lines]) for section, lines in sections.items() if lines)
     return OVERVIEW.format(body)

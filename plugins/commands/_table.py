@@ -23,7 +23,7 @@ class Command(Struct, frozen=True):
 
     ``run`` gets the parsed arguments and returns the exit code; ``options`` are those of ours that it takes, and given
     another one it is refused; ``formats`` are what --format may say, the default first; ``section`` is where the help
-    lists it, if it has ``help``.
+    lists it, if it has ``help``; "" for one that only programs type.
     """
 
     help: str
@@ -81,7 +81,8 @@ def settle(parser: Any, row: Command, commands: Any) -> None:
     if "url" in row.options:
         more = [flag_of(name) for name in row.options if name not in CLIENT_OPTIONS]
         also = f". Also {', '.join(more)}" if 0 < len(more) < 5 else ". Also the options of cco serve" if more else ""
-        parser.epilog = f"Connection: --url URL, --format {'|'.join(row.formats)}, --root DIR, --storage DIR{also}"
+        shown = f"{'|'.join(row.formats)} (default: {row.formats[0]})" if row.formats[1:] else row.formats[0]
+        parser.epilog = f"Connection: --url URL, --format {shown}, --root DIR, --storage DIR{also}"
 
 
 def speaks_unicode(stream: typing.TextIO) -> bool:

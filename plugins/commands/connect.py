@@ -46,7 +46,7 @@ from cco_sidecar_plugins.commands import _edits
 from cco_sidecar_plugins.commands._edits import APPENDED, Addition, NotEditable
 from cco_sidecar_plugins.commands._mcp_bridge import SESSION, command_mcp
 from cco_sidecar_plugins.commands._running import running_settings
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
+from cco_sidecar_plugins.commands._table import Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
 
 NAME = "cco"  # of the server in programs' settings
@@ -480,6 +480,6 @@ COMMANDS = {
     "disconnect": Command("take away what connect wrote", command_disconnect, [
         arg("program", nargs="?", metavar="PROGRAM", help="only this one (default: all)")],
         formats=("text",), section="Set up"),
-    "mcp": Command("", command_mcp, [PROGRAM],
-        formats=("json",), options=CLIENT_OPTIONS),
+    "mcp": Command("serve a coding program the service's tools over standard input and output", command_mcp, [PROGRAM],
+        formats=("json",), section=""),
 }  # fmt: skip

@@ -164,7 +164,7 @@ COMMANDS = {
     "hook": Command("answer a hook of a coding program, as its settings have it run", command_hook, [
         PROGRAM, arg("event", nargs="?", metavar="EVENT", help="for a program that does not say it on standard input"),
         arg("--queue", action="store_true", help="at the end of a turn wait for events, and queue them (codex)")],
-        formats=("json",), section="Set up"),
+        formats=("json",), section=""),
     "wait": Command("wait for an event that an idle session is to hear of", command_wait, [
         arg("--rewake", action="store_true", help="print it on standard error and end with 2, as claude wants it"),
         arg("--queue", action="store_true", help="hand it to `codex queue`"),
@@ -172,5 +172,5 @@ COMMANDS = {
         arg("--session-pid", type=number(1), metavar="PID", help="end with this process (default: the one around us)"),
         arg("--timeout", type=number(0, 86_400, float), default=3600.0, metavar="SECONDS",
             help="how long (default: 3600)")],
-        formats=("text",), section="Set up"),
+        formats=("text",), section=""),
 }  # fmt: skip

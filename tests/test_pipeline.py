@@ -358,6 +358,18 @@ def test_with_no_service_it_starts_one_and_leaves_no_process(runs: Runs) -> None
     assert runs.run("--issue", "i-1")[-1]["state"] == "done" and runs.worked() == ALL
 
 
+@pytest.mark.parametrize(("more", "told"), [
+    (["--budget-usd", "2"], r"\S+ does not report what it spends in usd: --budget-usd counts nothing of it"),
+    (["--budget-tokens", "9", "--format", "json"], r"does not report what it spends in tokens: --budget-tokens counts"),
+    (["--agent-commands", '{"go-specialist": "no-such"}', "--log-format", "json"],
+     "--agent-commands: no agent of the type go-specialist can be started: no-such is not on PATH"),
+])  # fmt: skip
+def test_what_its_own_service_warns_of_is_in_its_output_once(runs: Runs, more: list[str], told: str) -> None:
+    process = runs.start("--issue", "issue-1", "--until", "chief-architect", *more, script={})
+    process.wait(60)
+    assert len(re.findall(f"the service warns: .*{told}", runs.output(process))) == 1, runs.output(process)
+
+
 def test_until_stops_there_and_a_later_run_goes_on(runs: Runs, served: Service) -> None:
     assert runs.run("--issue", "i-1", "--until", "coding", script={})[-1]["state"] == "reached"
     assert runs.worked() == ALL[:2]

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +74,7 @@ class Link:
         self.own: subprocess.Popen[bytes] | None = None
         self.client: Client
         self.losses = 0
+        self._log_read = 0  # bytes of our service's log, from which warnings were taken
 
     def __enter__(self) -> Link:
         if self._local:
@@ -189,6 +191,7 @@ class Link:
         command = [sys.executable, str(Path(cco_sidecar.__file__).resolve()), "run-service", *self._flags()]
         environ = dict(os.environ) | self._variables()
         output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._log_read = 0
         try:  # a session of its own: Ctrl-C is for us, who have an agent to end first
             self.own = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ, start_new_session=True
@@ -241,6 +244,16 @@ class Link:
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
         return lines[-1].removeprefix("cco: ") if lines else "it said nothing"
 
+    def warnings(self) -> list[str]:
+        """What our own service has warned of since the last call: nobody else sees its log."""
+        if not self.own:
+            return []
+        with self._log.open("rb") as file:
+            file.seek(self._log_read)
+            lines, _, _ = file.read().rpartition(b"\n")
+        self._log_read += len(lines) + 1 if lines else 0
+        return [words for line in lines.decode("utf-8", "replace").splitlines() if (words := warning_of(line))]
+
     def recover(self, error: NotReachable) -> None:
         """Return when the service answers again. Our own is started again, somebody else's is waited for; raises what
         was the matter.
@@ -289,6 +302,16 @@ class Link:
         elif own.poll() is None:
             own.kill()
             own.wait()
+
+
+def warning_of(line: str) -> str:
+    """What a line of a service's log warns of, as text or as JSON; "" where it is of another level."""
+    if found := re.fullmatch(r"\S+ \S+ WARNING (.*)", line):
+        return found[1]
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        row = json.loads(line)
+        return str(row["message"]) if row["level"] == "warning" else ""
+    return ""
 
 
 def in_variable(name: str, value: Any) -> bool:

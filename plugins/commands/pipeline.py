@@ -163,6 +163,8 @@ class Pipeline:
             self._begin()
             while True:
                 self._catch_up()
+                for words in self._link.warnings():
+                    self._view.tell("note", reason=f"the service warns: {words}")
                 self._story.go_on(self._agents, self._proposals, self._plan)
                 if living := self._living():
                     self._follow(living[0])

@@ -134,10 +134,16 @@ def test_a_signal_reaches_exactly_the_process_that_was_seen() -> None:
         child.kill()
 
 
+def has_begun(pid: int) -> bool:
+    """Whether the process is ``sleep`` with its environment, which the kernel tells a moment later than its name."""
+    process = psutil.Process(pid)
+    return process.name() == "sleep" and bool(process.environ())
+
+
 def test_both_ways_to_look_at_processes_agree() -> None:
     child = subprocess.Popen(["/bin/sleep", NAP], env={"CCO_TOKEN_FILE": "/t"}, start_new_session=True)
     try:
-        until(lambda: psutil.Process(child.pid).name() == "sleep")
+        until(lambda: has_begun(child.pid))
         portable = keeper.look_at_others(None)[child.pid]
         assert (portable.parent, portable.session, portable.marker) == (os.getpid(), child.pid, "/t")
         if sys.platform == "linux":
@@ -156,7 +162,7 @@ def test_both_ways_to_look_at_processes_agree() -> None:
 def test_the_marker_is_found_wherever_it_stands_in_the_environment(environment: dict[str, str]) -> None:
     child = subprocess.Popen(["/bin/sleep", NAP], env=environment)
     try:
-        until(lambda: psutil.Process(child.pid).name() == "sleep")
+        until(lambda: has_begun(child.pid))
         assert keeper.look_at_linux({child.pid})[child.pid].marker == environment.get("CCO_TOKEN_FILE", "")
     finally:
         child.kill()

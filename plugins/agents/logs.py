@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import typing
 from typing import Annotated, Any
 
@@ -17,6 +16,8 @@ LONGEST_WORD = 32 * 1024  # longer than any secret that is known by its form
 SIGNS = "".join(map(chr, range(33, 127)))  # of ASCII, a byte each
 
 MOMENT = "[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\\.[0-9]{1,3})?)?Z?)?"
+SINCE = rf"^([0-9]{{1,15}}|{MOMENT})\Z"
+SINCE_IN_WORDS = "must be an offset, such as a next_offset, or a time, such as 2026-01-31T12:00:00Z"
 
 
 @hookimpl
@@ -26,7 +27,7 @@ def register_routes() -> list[Route]:
 
 class LogQuery(Struct):
     tail: Annotated[int, Meta(ge=1, le=100_000)] | None = None
-    since: Annotated[str, Meta(pattern=rf"^([0-9]{{1,15}}|{MOMENT})\Z")] = "0"
+    since: Annotated[str, Meta(pattern=SINCE)] = "0"
     timestamps: bool = False
 
 
@@ -35,11 +36,6 @@ class GetAgentLogs(AgentEndpoint):
 
     query_type = LogQuery
     answers = {200: "AgentLogs"}
-
-    def error_content(self, error: ApiError) -> bytes:
-        words = "must be an offset, such as a next_offset, or a time, such as 2026-01-31T12:00:00Z"
-        error.message = re.sub("Expected `str` matching regex '.*'", words, error.message)  # of LogQuery.since
-        return super().error_content(error)
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
         row, agents = self.find(agent_id), self.sidecar.agents

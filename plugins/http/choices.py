@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import inspect
 
 from cco_sidecar import EVENT_TYPE_IN_WORDS, NAME_IN_WORDS, ApiError, Endpoint, EventType, Identifier, hookimpl
+from cco_sidecar_plugins.agents import logs
 
 
 @hookimpl
@@ -37,6 +38,7 @@ def name_choices(error: ApiError, *shapes: Any) -> None:
 IN_WORDS = {
     typing.get_args(Identifier)[1].pattern: NAME_IN_WORDS,
     typing.get_args(EventType)[1].pattern: EVENT_TYPE_IN_WORDS,
+    logs.SINCE: logs.SINCE_IN_WORDS,
 }
 
 

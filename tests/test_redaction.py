@@ -370,7 +370,8 @@ def test_the_plugin_finds_each_text_in_json(texts: list[str]) -> None:
     assert json.loads(plugin("_redaction").texts_of(pieces)) == (texts or [""])
 
 
-SAID = st.sampled_from(['"', "\\", ":", ":[", "a", "token", "Pwd", "api_", "key", "ü"])
+WORDS_OF_SECRETS = "token Pwd api_ key secret passw Ord PASSPHRASE credential Authorization acc".split()
+SAID = st.sampled_from(['"', "\\", ":", ":[", "a", "ü", *WORDS_OF_SECRETS])
 VALUES = st.one_of(st.text('a":[\\'), st.lists(st.just("token")), st.none(), st.just(1), st.just({"a": 1}))
 
 

@@ -85,11 +85,14 @@ def texts_of(pieces: list[bytes]) -> bytes:
 
 def has_secret_field(pieces: list[bytes]) -> bool:
     """Whether a text, or a list, is in a field whose name tells of a secret."""
-    names = {text for text, after in zip(pieces[1::2], pieces[2::2], strict=True) if after[:2] in (b":", b":[")}
-    return any(map(SECRET_FIELD.search, names))
+    named = zip(pieces[1::2], pieces[2::2], strict=True)
+    names = b"\n".join([text for text, after in named if after == b":" or after[:2] == b":["]).lower()
+    return any(stem in names for stem in SECRET_STEMS) and SECRET_FIELD.search(names) is not None
 
 
 SECRET_FIELD = re.compile(SECRET_NAME.pattern.encode())
+# Every match of it holds one of these: to look for them takes a tenth of the time.
+SECRET_STEMS = (b"secret", b"token", b"passw", b"passphrase", b"pwd", b"credential", b"authorization", b"key")
 
 
 class SecretForm(Struct, frozen=True):

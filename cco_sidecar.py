@@ -2158,8 +2158,8 @@ class Records:
     )
     # a + before a column keeps SQLite from going by that column's index, in which far more rows match
     latest_result = select_rows(  # of the same agent type on the same issue as a result
-        "select latest.project, latest.issue, latest.agent_type, latest.body from result join result as latest on"
-        " latest.project = result.project and latest.issue = result.issue"
+        "select latest.id, latest.project, latest.issue, latest.agent_type, latest.body"
+        " from result join result as latest on latest.project = result.project and latest.issue = result.issue"
         " where +latest.agent_type = result.agent_type and result.id = ? order by latest.seq desc limit 1"
     )
 
@@ -2415,6 +2415,8 @@ class ResultFiles:
     """
 
     NEW = ".new"  # no project can have this name
+    # no link is followed, and no FIFO's reader waited for
+    FLAGS = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._new = str(folder), f"{folder}/{self.NEW}"
@@ -2438,7 +2440,7 @@ class ResultFiles:
                 if os.path.isdir(path):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 self._written[path] = new = f"{self._new}/{row['id']}"
-                unwritten, file = row["body"], os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+                unwritten, file = row["body"], os.open(new, self.FLAGS, 0o600)
                 try:
                     if beyond:
                         os.truncate(file, beyond.stat().st_size + len(unwritten))
@@ -2467,13 +2469,14 @@ class ResultFiles:
 
     def recover(self, read: Records) -> None:
         """Replace what a crash left in NEW by the latest committed records."""
-        for new in Path(self._new).glob("*"):
+        for new in () if os.path.islink(self._new) else Path(self._new).glob("*"):
             try:
-                for latest in read.latest_result(new.name):
-                    write_file(Path(self.path(latest)), latest["body"])
-                new.unlink()
-            except OSError as error:
-                log.error("the file of %s cannot be written: %s", new.name, error.strerror)
+                self.write(read.latest_result(new.name))
+                self.place()
+                new.unlink(missing_ok=True)
+            except (OSError, StorageError) as error:
+                self._written = {}  # the next start tries again
+                log.error("the file of %s cannot be written: %s", new.name, getattr(error, "strerror", error))
 
 
 def previous_output(body: dict[str, Any], result_id: str, stored: float) -> dict[str, Any]:

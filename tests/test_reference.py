@@ -1,6 +1,7 @@
 """Every request of the reference, with its own bodies, answered in the documented shapes."""
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 import jwt
 import pytest
 import requests
-from conftest import ALL, DOCUMENTED_RESULT, PROJECT, Client, Service, make_repository
+from conftest import ALL, DOCUMENTED_RESULT, PROJECT, Client, Service, make_repository, until
 
 ISSUE = "issue-123"
 TIME = "2025-11-18T10:00:00Z"
@@ -673,3 +674,49 @@ def test_no_result_is_written_where_a_link_leads(
     folder.unlink()
     service.client().store(issue="issue-1")
     assert (service.storage / f"results/{PROJECT}/issue-1/python-specialist.json").is_file()
+
+
+@pytest.mark.parametrize("place", [PROJECT, f"{PROJECT}/issue-1", ".new", ".new/{id}"])
+def test_a_start_after_a_crash_writes_and_removes_nothing_where_a_link_leads(
+    make_service: Callable[..., Service], tmp_path: Path, place: str
+) -> None:
+    service, elsewhere = make_service(), tmp_path / "elsewhere"
+    stored, results = service.client().store(issue="issue-1"), service.storage / "results"
+    assert service.stop() == 0
+    linked = results / place.format(id=stored["id"])
+    if place.endswith("{id}"):
+        elsewhere.write_text("not ours")
+    else:
+        shutil.rmtree(linked)
+        elsewhere.mkdir()
+        (elsewhere / "file").write_text("not ours")
+        (results / ".new" / stored["id"]).touch() if place != ".new" else (elsewhere / stored["id"]).touch()
+    before = sorted(elsewhere.rglob("*"))
+    linked.symlink_to(elsewhere)
+    service.start()
+    assert sorted(elsewhere.rglob("*")) == before
+    assert (elsewhere if elsewhere.is_file() else elsewhere / "file").read_text() == "not ours"
+    assert service.stop() == 0
+    linked.unlink()
+    (results / ".new").mkdir(exist_ok=True)
+    (results / ".new" / stored["id"]).touch()  # the next start places it
+    service.start()
+    assert json.loads((results / PROJECT / "issue-1/python-specialist.json").read_text())["id"] == stored["id"]
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: path.symlink_to(path.parents[3] / "theirs"), os.mkfifo, lambda path: path.symlink_to(path.parent),
+])  # fmt: skip
+def test_what_lies_where_health_tries_a_result_is_neither_written_to_nor_waited_for(
+    make_service: Callable[..., Service], tmp_path: Path, make: Callable[[Path], Any]
+) -> None:
+    service = make_service()
+    probe = service.storage / "results/.new/.probe"
+    (tmp_path / "theirs").write_text("not ours")
+    client = service.client()
+    assert client.get("/health").status_code == 200
+    make(probe)
+    until(lambda: client.get("/health").status_code and not os.path.lexists(probe))  # it is looked at once a second
+    assert (tmp_path / "theirs").read_text() == "not ours"
+    until(lambda: client.get("/health").status_code == 200)
+    client.store()

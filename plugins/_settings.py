@@ -11,10 +11,11 @@ import ipaddress
 import itertools
 import json
 import logging
+import os
 import re
 import socket
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -260,8 +261,8 @@ class PluginSettings(Settings):
                 name = key.replace("-", "_")
                 try:
                     check_key(file, key, where, value)
-                    if FAULTS.get() is not None:  # else a flag or a variable may take its place unread
-                        read_option(name, where, value, root)
+                    if (faults := FAULTS.get()) is not None and name not in faults.given:
+                        read_option(name, where, value, root)  # else read where it has a say
                 except StartError as error:
                     refuse(str(error))
                 else:
@@ -269,17 +270,37 @@ class PluginSettings(Settings):
         return given
 
 
-FAULTS: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("FAULTS", default=None)
+class Faults(list[str]):
+    """What is wrong in settings; of the options in ``given`` a flag or a variable has the say, whatever files hold."""
+
+    def __init__(self, given: Iterable[str]) -> None:
+        super().__init__()
+        self.given = set(given)
+
+
+FAULTS: contextvars.ContextVar[Faults | None] = contextvars.ContextVar("FAULTS", default=None)
 
 
 @contextlib.contextmanager
-def collected_faults() -> Iterator[list[str]]:
-    """Meanwhile settings are made without what is wrong in their files, or does not go together: all of it is here."""
-    faults: list[str] = []
-    token = FAULTS.set(faults)
+def collected_faults(flags: Collection[str] = ()) -> Iterator[list[str]]:
+    """Meanwhile settings are made without what is wrong in files and variables, or does not go together: all of it is
+    here. ``flags`` are the options that were typed.
+    """
+    faults = Faults(flags)
+    token, taken = FAULTS.set(faults), dict[str, str]()
+    for name in option_table():
+        variable = f"CCO_SIDECAR_{name.upper()}"
+        if variable in os.environ and name not in flags:
+            try:
+                read_option(name, variable, os.environ[variable])
+                faults.given.add(name)
+            except StartError as error:
+                faults.append(str(error))
+                taken[variable] = os.environ.pop(variable)
     try:
         yield faults
     finally:
+        os.environ |= taken
         FAULTS.reset(token)
 
 

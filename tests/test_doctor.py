@@ -323,6 +323,33 @@ def test_what_is_wrong_in_settings_files_is_one_finding_beside_all_others(reposi
     assert found["git"]["verdict"] == found["plugins"]["verdict"] == "good" and "agent command" in found
 
 
+VARIABLES = {  # variable, value, and what is told beside the file's own fault
+    "CCO_SIDECAR_PORT": ("abc", ["CCO_SIDECAR_PORT: 'abc' must be", "cco.toml:1: port: "]),
+    "CCO_SIDECAR_LOG_LEVEL": ("loud", ["CCO_SIDECAR_LOG_LEVEL: 'loud' must be", "cco.toml:1: port: "]),
+    "CCO_SIDECAR_AGENT_COMMANDS": ("{", ["CCO_SIDECAR_AGENT_COMMANDS: '{' cannot be read"]),
+}
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_what_is_wrong_in_variables_is_told_with_all_others(repository: Path, variable: str) -> None:
+    (repository / "cco.toml").write_text('port = "x"\n')
+    value, told = VARIABLES[variable]
+    code, found = checks(repository, "--storage", str(repository.parent / "storage"), **{variable: value})
+    assert code == 1 and found["settings"]["verdict"] == "bad", found
+    assert all(text in found["settings"]["finding"] for text in told), found["settings"]
+    assert found["git"]["verdict"] == "good" and "agent command" in found
+
+
+@pytest.mark.parametrize("variable", [True, False])
+def test_what_a_flag_or_a_variable_takes_the_place_of_is_no_fault(repository: Path, variable: bool) -> None:
+    (repository / "cco.toml").write_text('port = "x"\nmax-agents = 0.5\ntoken-ttl = "long"\n')
+    values = {"port": "0", "max_agents": "3", "token_ttl": "60"}
+    given = {f"CCO_SIDECAR_{name.upper()}": value for name, value in values.items()} if variable else {}
+    flags = [] if variable else [text for name, value in values.items() for text in (cco_sidecar.flag_of(name), value)]
+    _, found = checks(repository, "--storage", str(repository.parent / "storage"), *flags, **given)
+    assert "settings" not in found, found["settings"]
+
+
 # -- what can be saved of a damaged database
 
 

@@ -77,12 +77,12 @@ def command_doctor(options: argparse.Namespace) -> int:
     if options.salvage:
         print(_salvage.salvage(running_settings(settings_from(options))))
         return GOOD
-    with collected_faults() as faults:
+    with collected_faults(option_table().keys() & vars(options)) as faults:
         return examine_all(options, faults)
 
 
 def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
-    """Print a finding for each check; ``faults`` gets what is wrong in settings files, which is passed over."""
+    """Print a finding for each check; ``faults`` has what is wrong in settings, which is passed over."""
     settings = running_settings(settings_from(options))
     findings: dict[str, Finding] = {}
     if faults:

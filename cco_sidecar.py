@@ -3238,15 +3238,15 @@ def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
         return None
 
 
-def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes:
+def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None, listed: bytes = b"") -> bytes:
     """The output of git, which runs nothing the repository names. Raises GitError. Blocks."""
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     environ = {name: value for name, value in os.environ.items() if not GIT_ELSEWHERE.match(name)}
     environ |= GIT_ENVIRONMENT | (env or {})
     if arguments[0] not in ("status", "diff"):
         return git_output([*command, *arguments], environ)
-    listed = split_z(git_output([*command, "config", "--list", "--show-scope", "--name-only", "-z"], environ))
-    pairs = zip(listed[::2], listed[1::2], strict=False)
+    settings = split_z(listed or git_output([*command, *LIST_SETTINGS], environ))
+    pairs = zip(settings[::2], settings[1::2], strict=False)
     filters = [(key.rpartition(".")[0], scope) for scope, key in pairs if key.startswith("filter.")]
     theirs = {name for name, scope in filters if scope in ("local", "worktree")}  # the user's own, such as LFS, go on
     every = {name for name, _ in filters}
@@ -3294,6 +3294,7 @@ class GitMissing(GitError):
     """There is no program ``git`` on PATH."""
 
 
+LIST_SETTINGS = ("config", "--list", "--show-scope", "--name-only", "-z")  # whose output a caller may know: ``listed``
 MACHINE_PATH = re.compile(r"(?:[A-Za-z]:)?(?<![\w.])[\\/](?:[^'\"\n]*[\\/])?([^\s'\"\\/]+)")
 HARMLESS_GIT = (  # what a repository's own configuration could have git run, and what would change its output
     "core.quotepath=off", "core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "diff.external=",

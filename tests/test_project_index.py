@@ -202,6 +202,46 @@ def test_an_edit_alone_is_told_as_by_a_look_at_everything_and_asks_git_once(
     until(lambda: how not in ("clean", "modified") or asked_of_an_edit() == ["diff"])
 
 
+CONFIGURED: dict[str, Callable[[Path, str], Any]] = {  # a filter, where nothing but an edit was looked at before
+    "by the repository": lambda root, trap: git(root, "config", "filter.late.clean", trap),
+    "by a file that it includes": lambda root, trap: git(root, "config", "-f", "more.config", "filter.late.clean", trap),
+    "for another branch": lambda root, trap: (
+        git(root, "config", "-f", "side.config", "filter.late.clean", trap), git(root, "checkout", "-q", "-b", "side")
+    ),
+    "for the work tree": lambda root, trap: git(root, "config", "--worktree", "filter.late.clean", trap),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", CONFIGURED)
+def test_what_git_was_told_to_run_after_its_settings_were_remembered_is_not_run(
+    repository: Path, readers: tuple[Any, Any], tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (trap := tmp_path / "trap.sh").write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\ncat\n")
+    trap.chmod(0o755)
+    (repository / ".gitattributes").write_text("*.py filter=late\n")
+    git(repository, "config", "extensions.worktreeConfig", "true")
+    git(repository, "config", "include.path", "../more.config")
+    git(repository, "config", "includeIf.onbranch:side.path", "../side.config")
+    asked: list[str] = []
+    git_output = cco_sidecar.git_output
+    monkeypatch.setattr(
+        cco_sidecar, "git_output", lambda words, env: asked.append(str(words)) or git_output(words, env)
+    )
+
+    def asks_once() -> bool:
+        asked.clear()
+        (repository / "src/main.py").write_text(f"edited = {time.time_ns()}\n")
+        readers[0].look()
+        return [word for line in asked for word in ("config", "diff", "status") if f"'{word}'" in line] == ["diff"]
+
+    until(asks_once)
+    CONFIGURED[where](repository, str(trap))
+    until(asks_once)
+    assert facts(readers[0].look()) == facts(readers[1].look()) and not (tmp_path / "sprung").exists()
+    git(repository, "diff")
+    assert (tmp_path / "sprung").exists()
+
+
 def test_a_short_file_is_read_once_until_it_changes(repository: Path, readers: tuple[Any, Any]) -> None:
     index, _ = readers
     file, path = repository / "src/main.py", "src/main.py"

@@ -281,11 +281,13 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
 LINES = ("--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
 
 
-def unstaged_changes(root: Path, names: Sequence[str]) -> tuple[Codes, dict[str, str]]:
+def unstaged_changes(root: Path, names: Sequence[str], listed: bytes) -> tuple[Codes, dict[str, str]]:
     """(code and path, "+added -removed") of those of ``names`` that differ from git's index: as ``read_status`` and
-    ``line_counts`` say of files that are there, tracked and not staged, by one call of git. Raises GitError. Blocks.
+    ``line_counts`` say of files that are there, tracked and not staged, by one call of git, whose settings are
+    ``listed``. Raises GitError. Blocks.
     """
-    output = ask_git(root, "diff", "--raw", *LINES, "--", *names, env={"GIT_LITERAL_PATHSPECS": "1"}) if names else b""
+    literal = {"GIT_LITERAL_PATHSPECS": "1"}
+    output = ask_git(root, "diff", "--raw", *LINES, "--", *names, env=literal, listed=listed) if names else b""
     tokens, letters, same_modes = iter(split_z(output)), dict[str, str](), set[str]()
     counts, differing = {}, set[str]()
     for token in tokens:  # all names with their modes and a letter, then all of them with their lines

@@ -28,6 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from cco_sidecar import (
+    LIST_SETTINGS,
     Change,
     Commit,
     Contexts,
@@ -590,7 +591,8 @@ class ProjectIndex(GitProject):
             _, codes = read_status(self._root, self._known_folders().prefix, names=asked)
             counts = line_counts(self._root, codes, asked)
         else:  # as git's index is what it was, none of them is staged or has become tracked now
-            codes, counts = unstaged_changes(self._root, [name for name in asked if name not in self._untracked])
+            tracked = [name for name in asked if name not in self._untracked]
+            codes, counts = unstaged_changes(self._root, tracked, self._git_settings())
             codes += [("??", name) for name in asked if name in self._untracked]
         others = [
             change
@@ -601,6 +603,16 @@ class ProjectIndex(GitProject):
             [*others, *describe_changes(codes, counts)],
             key=lambda change: (change.status == "untracked", change.path),
         )
+
+    def _git_settings(self) -> bytes:
+        """What git says of its settings, asked again where a file that sets them may be another one; by
+        ``includeIf.onbranch`` they depend on the branch too.
+        """
+        own, common = self._known_folders().own, self._known_folders().common
+        files = (own / "HEAD", own / "config.worktree", common / "config", common / "reftable/tables.list")
+        key = tuple(fingerprint(path) for path in sorted(self._rules.union(map(str, files))))
+        listed: bytes = self._kept_by("settings", key, lambda: ask_git(self._root, *LIST_SETTINGS))
+        return listed
 
 
 def place_of(files: list[FileFact], name: str) -> int:

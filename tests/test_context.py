@@ -1394,6 +1394,7 @@ def test_redactions_are_said_and_counted(make_service: MakeService, repository: 
         (".github/workflows/ci.yml", "config"), ("Dockerfile", "config"), ("Makefile", "config"), ("image.png", "other"), ("data.bin", "other"),
         (".gitignore", "other"), ("web/app.min.js", "other"), ("package-lock.json", "other"), ("vendor/inner/main.go", "other"),
         ("node_modules/left/index.js", "other"), ("third_party/zlib/inflate.c", "other"), ("src/vendor.py", "source"),
+        ("go.mod", "config"), ("CMakeLists.txt", "config"), ("x.gemspec", "config"), ("Dockerfile.dev", "config"),
     ],
 )  # fmt: skip
 def test_the_kind_of_a_file(path: str, kind: str) -> None:
@@ -1403,7 +1404,7 @@ def test_the_kind_of_a_file(path: str, kind: str) -> None:
 
 ALONE_KINDS = {  # where the module's own rules are too plain
     "README": "other", "LICENSE": "other", "requirements.txt": "docs", "requirements-dev.txt": "docs",
-    "src/UserTest.java": "source",
+    "src/UserTest.java": "source", "go.mod": "other", "CMakeLists.txt": "docs", "x.gemspec": "other", "Dockerfile.dev": "other",
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import conftest
 import psutil
 import pytest
-from conftest import Service, until
+from conftest import Service, plugin, until
 
 import cco_sidecar
 from cco_sidecar import FileFact, RankedFile, RankRequest, import_file
@@ -125,6 +125,11 @@ class Repository:
             database.close()
 
 
+def keywords_of(repository: Repository, task: str = "", **more: Any) -> list[RankedFile]:
+    """The other ranking, which serves while there is no index."""
+    return list(plugin("keywords").rank_files(repository.request(task, **more)))
+
+
 @pytest.fixture
 def empty(tmp_path: Path) -> Iterator[Repository]:
     repository = Repository(tmp_path)
@@ -184,7 +189,9 @@ def test_stems_are_those_of_the_index() -> None:
         ("app.min.js", "other", False), ("package-lock.json", "other", False), ("Cargo.lock", "other", False), ("a.js.map", "other", False),
         ("__snapshots__/a.snap", "other", False), (".env", "secret", False), ("deploy/id_rsa", "secret", False), (".env.example", "other", False),
         ("src/build/plan.py", "source", True), ("build/plan.py", "other", False), ("django/contrib/auth.py", "source", True),
-        ("app/i18n/plural.ts", "source", True), ("src/locale/en.py", "aux", True),
+        ("app/i18n/plural.ts", "source", True), ("src/locale/en.py", "aux", True), ("go.mod", "config", True), ("a/CMakeLists.txt", "config", True),
+        ("Makefile.cross", "config", True), ("lib/x.gemspec", "config", True), ("app/build.gradle.kts", "config", True), ("go.sum", "other", False),
+        ("src/makefile_reader.py", "source", True), ("src/makefile.py", "source", True), ("tests/CMakeLists.txt", "other", True), ("vendor/x/go.mod", "other", False),
     ],
 )  # fmt: skip
 def test_a_path_says_what_a_file_is(path: str, kind: str, indexed: bool) -> None:
@@ -336,6 +343,43 @@ def test_relations_are_reasons(shop: Repository) -> None:
 )  # fmt: skip
 def test_each_category_gets_its_kind_of_file_first(shop: Repository, category: str, agent: str, first: str) -> None:
     assert shop.paths("the session cookie", category=category, agent=agent)[0] == first
+
+
+DELIVERY = {  # what all of them name in their text: the server's image
+    "lib/push.py": "def push(image, server): ...\n", "Dockerfile": "FROM python\n# the image of the server\n",
+    ".github/workflows/ship.yml": "jobs: {image: {server: x}}\n", "go.mod": "module image/server\n",
+    "README.md": "# The server's image\n", "tests/test_push.py": "def test_image_of_the_server(): ...\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ranking", [Repository.rank, keywords_of])
+@pytest.mark.parametrize("agent", ["docker-specialist", "ci-cd-specialist", "devops-engineer", "kubernetes-helper"])
+def test_who_builds_and_runs_a_project_gets_its_configuration_first(
+    empty: Repository, ranking: Callable[..., list[RankedFile]], agent: str
+) -> None:
+    empty.write(**DELIVERY)
+    for task in ("", "The image of the server is too large"):
+        first = {item.path for item in ranking(empty, task, agent=agent)[:3]}
+        assert first == {"Dockerfile", ".github/workflows/ship.yml", "go.mod"}, (task, first)
+
+
+@pytest.mark.parametrize("ranking", [Repository.rank, keywords_of])
+@pytest.mark.parametrize(
+    ("title", "path"),
+    [
+        ("ci: {}", ".github/workflows/ship.yml"), ("{}, upgrade it to v2", "go.mod"), ("bump {}", "go.mod"), ("docs: {}", "README.md"),
+        ("{} in the Dockerfile", "Dockerfile"),
+    ],
+)  # fmt: skip
+def test_a_title_that_speaks_of_a_kind_of_file_brings_that_kind(
+    empty: Repository, ranking: Callable[..., list[RankedFile]], title: str, path: str
+) -> None:
+    empty.write(**DELIVERY)
+    before, now = (
+        {item.path: item.score for item in ranking(empty, task.format("the image of the server"))}
+        for task in ("{}", title)
+    )
+    assert now[path] / now["lib/push.py"] > 2 * before[path] / before["lib/push.py"]
 
 
 def test_a_specialist_gets_files_in_its_language_first(empty: Repository) -> None:

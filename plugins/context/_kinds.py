@@ -1,4 +1,6 @@
-"""The kind of a file by its path alone, where the module's own rules are too plain: cco_sidecar has those."""
+"""The kind of a file by its path alone, where the module's own rules are too plain: cco_sidecar has those. And which
+kinds an agent's type and its task speak of.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ def kind_of(path: str) -> str:
     language, stem = language_of(path), name.rpartition(".")[0]
     if MADE_NAME.search(name) or not FOREIGN_FOLDERS.isdisjoint(folders):
         return "other"
+    if is_build_file(name):
+        return "config"
     if language == "unknown":
         return "docs" if name in ("readme", "license", "changelog", "authors") else "other"
     if language in PROSE and not fnmatch.fnmatch(name, "requirements*.txt"):
@@ -32,3 +36,42 @@ MADE_NAME = re.compile(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap
 FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
 TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata fixtures".split())
 TEST_STEM = re.compile(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$")
+BUILD_NAME = re.compile(  # how a project is built and run, and what it needs, in a language of its own
+    r"^(docker|container|make|rake|gem|pip|proc|vagrant|jenkins|caddy|pod|brew|just)file([.-].+)?$|^go\.(mod|work)$"
+    r"|^cmakelists\.txt$|^meson\.build$|^configure\.ac$|^(build|workspace)\.bazel$"
+    r"|\.(dockerfile|mk|cmake|gemspec|podspec|rockspec|gradle|gradle\.kts|sbt|cabal|csproj|hcl|tfvars)$",
+    re.IGNORECASE,
+)
+
+
+def is_build_file(name: str) -> bool:
+    """Whether a base name is that of a BUILD_NAME, and not of code: makefile.py is a module."""
+    own = language_of(name) in ("unknown", "text", "dockerfile", "makefile", "kotlin")
+    return own and bool(BUILD_NAME.search(name))
+
+
+SPOKEN_KIND = 0.7  # the least weight of a kind that the task speaks of
+BUILDERS = frozenset(
+    "build ci cloud devops docker kubernetes mlops network observability platform site terraform".split()
+)
+
+
+def reading_of(agent_type: str, category: str) -> str:
+    """Whose order of kinds an agent of the type reads by: its category's, or that of who builds and runs a project."""
+    return "infrastructure" if category == "coding" and agent_type.partition("-")[0] in BUILDERS else category
+
+
+def kinds_of_task(task: str) -> frozenset[str]:
+    """The kinds of file that a task's title speaks of: "ci: fail early", "Upgrade to v4" are about config."""
+    title = task.strip().partition("\n")[0]
+    return frozenset(kind for kind, pattern in TASK_KINDS.items() if pattern.search(title))
+
+
+TASK_KINDS = {
+    "config": re.compile(
+        r"\b(ci|workflows?|dependabot|docker(file)?|makefile|cmake|gemfile|deps?|dependenc(y|ies)|bump)\b"
+        r"|\b(upgrade|update)\b.* to v?\d",
+        re.IGNORECASE,
+    ),
+    "docs": re.compile(r"\b(docs?|documentation|readme|changelog)\b", re.IGNORECASE),
+}

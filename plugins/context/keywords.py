@@ -24,7 +24,7 @@ from cco_sidecar import (
     read_text_file,
 )
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
-from cco_sidecar_plugins.context._kinds import kind_of
+from cco_sidecar_plugins.context._kinds import SPOKEN_KIND, kind_of, kinds_of_task, reading_of
 from cco_sidecar_plugins.context._languages import spoken_by
 from cco_sidecar_plugins.context._stop_words import NO_MATCH, STOP_WORDS
 
@@ -40,7 +40,7 @@ def rank_files(request: RankRequest) -> list[RankedFile]:
     request scans the texts anew, so there is nothing to keep fresh. Only listed files are read, never through a
     link. (`git grep`, once a word, takes several times as long and reads what is to be left alone.)
     """
-    weights = KIND_WEIGHTS[request.category]
+    weights = weights_of(request)
     order = order_without_task(request.files, weights)
     shares = matches(request, order)
     best = max((sum(share for share, _ in found) for found in shares.values()), default=1.0)
@@ -57,7 +57,7 @@ def rank_files(request: RankRequest) -> list[RankedFile]:
     scores = {path: weights[kind_of(path)] * sum(share for share, _ in found) for path, found in shares.items()}
     least = min(scores.values()) if matched else 1.0  # files without a score stay below it
     first = set() if matched else {path for path in order if path.lower() in FIRST_FILES}
-    own = {path for path in order if is_own(path, request)}
+    own = {path for path in order if is_own(path, request, weights)}
     all_others = not (own or matched)  # rather than nothing
     plain = "{}, as no file is of the agent's kinds and language" if all_others else "{} of the project"
     given = order if all_others else shares.keys() | own | first
@@ -98,11 +98,23 @@ def matches(request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[
 OWN_KIND = 0.4  # from this weight on a kind is the agents' own
 
 
-def is_own(path: str, request: RankRequest) -> bool:
-    """Whether a file is of the agent's own kinds and, for a language's specialist, in its language."""
-    spoken = spoken_by(request.agent_type)
-    own = KIND_WEIGHTS[request.category][kind_of(path)] >= OWN_KIND
-    return own and (not spoken or language_of(path) in spoken)
+INFRASTRUCTURE = {"config": 1.0, "source": 0.4, "docs": 0.3, "test": 0.15, "other": 0.05}
+
+
+def weights_of(request: RankRequest) -> dict[str, float]:
+    """How much a file's kind counts for the agent and its task."""
+    reading = reading_of(request.agent_type, request.category)
+    weights = INFRASTRUCTURE if reading == "infrastructure" else KIND_WEIGHTS[reading]
+    return weights | {kind: max(weights[kind], SPOKEN_KIND) for kind in kinds_of_task(request.task)}
+
+
+def is_own(path: str, request: RankRequest, weights: dict[str, float]) -> bool:
+    """Whether a file is of the agent's own kinds and, for a language's specialist, in its language; or of a kind that
+    its task speaks of.
+    """
+    spoken, kind = spoken_by(request.agent_type), kind_of(path)
+    in_language = not spoken or language_of(path) in spoken or kind in kinds_of_task(request.task)
+    return weights[kind] >= OWN_KIND and in_language
 
 
 def order_without_task(files: list[FileFact], weights: dict[str, float]) -> dict[str, float]:

@@ -82,6 +82,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._hooks import waits_for_nothing
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
+from cco_sidecar_plugins.context._kinds import SPOKEN_KIND, is_build_file, kinds_of_task, reading_of
 from cco_sidecar_plugins.context._languages import WEB, spoken_by
 from cco_sidecar_plugins.context._prepared import PreparedContexts
 from cco_sidecar_plugins.context._stop_words import NO_MATCH, STOP_WORDS
@@ -113,9 +114,18 @@ FEATURES = {
 SPEAKING = ("chunk", "sym", "defx", "sub", "pdir", "pbase")  # a word of the task is in the file, or in its path
 FIRST_STAGE_KIND = {"source": 1.0, "test": 0.75, "aux": 0.5}  # everything else 0.4
 
-KIND_FACTORS = {  # by category
+KIND_FACTORS = {  # by what reading_of says
     "coding": {"source": 1.0, "test": 0.7, "markup": 0.2, "config": 0.1, "aux": 0.08, "docs": 0.05, "other": 0.03},
     "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "markup": 0.4, "test": 0.4, "aux": 0.2, "other": 0.05},
+    "infrastructure": {
+        "config": 1.0,
+        "markup": 0.8,
+        "aux": 0.6,
+        "source": 0.4,
+        "docs": 0.3,
+        "test": 0.15,
+        "other": 0.05,
+    },
     "qa": {"test": 1.0, "source": 0.25, "markup": 0.1, "config": 0.1, "aux": 0.08, "docs": 0.05, "other": 0.03},
     "security": {"source": 1.0, "config": 0.7, "markup": 0.6, "test": 0.4, "aux": 0.2, "docs": 0.1, "other": 0.05},
     "documentation": {
@@ -209,6 +219,8 @@ def classify(path: str) -> tuple[str, bool]:
         return "other", False
     if DATA_NAME.search(name):
         return "other", False
+    if is_build_file(name):
+        return ("other" if TEST_FOLDERS & places else "config"), True
     if language in PROSE or (language == "unknown" and name.lower() in PLAIN_NAMES):
         return ("config" if name.startswith("requirements") else "docs"), True
     if language in DATA:
@@ -412,7 +424,7 @@ def import_path(family: str, module: str) -> str:
 # ---- The index: files in a SQLite database, written by whole files in transactions
 # -----------------------------------------
 
-SCHEMA_VERSION = 2  # to be raised with every change of the schema, of kinds, words, definitions or imports
+SCHEMA_VERSION = 3  # to be raised with every change of the schema, of kinds, words, definitions or imports
 APPLICATION_ID = 0x63636F72
 SCHEMA = """
 create table meta (key text primary key, value) without rowid;
@@ -1297,7 +1309,8 @@ class Ranking:
 
     def _answer(self, total: Scores) -> list[RankedFile]:
         files, request = self.facts.files, self.request
-        reader = request.category, spoken_by(request.agent_type)
+        reading = reading_of(request.agent_type, request.category)
+        reader = reading, spoken_by(request.agent_type), kinds_of_task(request.task)
         boosts = self._boosts()
         added = {id: sum(value for value, _ in found) for id, found in boosts.items()}
         plain = not self.query.terms
@@ -1426,10 +1439,16 @@ def ranking_of(last: Ranking | None, index: Index, facts: Facts, past: Past, req
 
 
 @functools.cache
-def standing(kind: str, language: str, category: str, spoken: tuple[str, ...]) -> tuple[float, bool]:
-    """The factor for a file's kind and language, and whether it is the agent's own: of its kinds, in its languages."""
-    factors = KIND_FACTORS.get(category, KIND_FACTORS["coding"])
+def standing(
+    kind: str, language: str, reading: str, spoken: tuple[str, ...], asked_for: frozenset[str]
+) -> tuple[float, bool]:
+    """The factor for a file's kind and language, and whether it is the agent's own: of its kinds, in its languages, or
+    of a kind that it is ``asked_for``.
+    """
+    factors = KIND_FACTORS.get(reading, KIND_FACTORS["coding"])
     factor = factors[kind]
+    if kind in asked_for:
+        return max(factor, SPOKEN_KIND), True
     if spoken and kind == "markup":
         return (factors["source"], True) if language in spoken else (factor, False)
     code = kind in ("source", "test", "aux") and language != "unknown"  # GRAMMARS are code in a language of its own

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -868,3 +869,31 @@ def test_a_folder_without_git_is_listed_by_one_call_and_a_repository_that_comes_
     (tmp_path / place / "HEAD").unlink(missing_ok=True)
     for reader in readers:
         assert [file.path for file in reader.look().files] == [".gitignore", "main.py"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".git/HEAD", ".git/config", ".git/index", ".git/packed-refs", ".git/info/exclude", ".gitignore",
+     "src/.gitignore", ".git/refs/heads/main",],
+)  # fmt: skip
+def test_a_pipe_that_would_hold_git_is_named_and_the_project_is_read_once_it_is_gone(
+    readers: tuple[Any, Any], repository: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, place, kept = readers[0], repository / name, repository.parent / "kept"
+    monkeypatch.setattr(index, "PATIENCE", 0.1)
+    (repository / "src/.gitignore").write_text("ignored.py\n")
+
+    async def scene() -> None:
+        before = await index.state()
+        if os.path.lexists(place):
+            place.rename(kept)
+        os.mkfifo(place)
+        for _ in range(2):
+            with pytest.raises(GitError, match=f"a writer to the named pipe {re.escape(name)}: remove it"):
+                await index.state()
+        place.unlink()
+        if os.path.lexists(kept):
+            kept.rename(place)
+        assert facts(await index.state()) == facts(before)
+
+    asyncio.run(scene())

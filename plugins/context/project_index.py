@@ -62,6 +62,7 @@ from cco_sidecar_plugins.context._git_facts import (
     without_changes,
     without_databases,
 )
+from cco_sidecar_plugins.context._pipes import Pipes, pointer
 from cco_sidecar_plugins.context._prepared import PreparedContexts
 from cco_sidecar_plugins.context._turn import Turn, current
 from cco_sidecar_plugins.context._watcher import new_watcher
@@ -196,6 +197,7 @@ class ProjectIndex(GitProject):
     DISTRUST = 600.0  # seconds for which everything is looked at after a change without an event
     ATTEMPTS = 4  # before a project that changes all the time is taken as it is, and not cached
     FEW = 50  # changed files that git is asked about by name
+    PATIENCE = 2.0  # seconds of a look, after which pipes are looked for that may hold git
     watched = True
 
     def __init__(self, root: Path, scratch: Path) -> None:
@@ -209,6 +211,7 @@ class ProjectIndex(GitProject):
         self._looking: asyncio.Task[ProjectState] | None = None
         self._git_places = [os.path.join(folder, ".git") for folder in (root, *root.parents)]
         self._nearest = len(self._git_places)  # of these, those that decide where git's folder is
+        self._pipes = Pipes(root)
         self._prefix = os.path.join(root, "")  # joined by hand below: os.path.join takes longer than the look at a file
         self._state: ProvenState | None = None
         self._young: set[str] = set()  # what an event names may be another than was read, with the same fingerprint
@@ -257,13 +260,23 @@ class ProjectIndex(GitProject):
         return known or await self._shared_look()
 
     async def _shared_look(self) -> ProjectState:
-        """A look that began since this call; those who wait share one."""
+        """A look that began since this call; those who wait share one. Raises GitError where a pipe holds git."""
+        self._pipes.refuse()
         if running := self._looking:  # it began before this call, and may have missed what changed since
-            await asyncio.wait({running})
+            await self._ended(running)
         if self._looking is running:
             self._looking = asyncio.create_task(self._looks.run(self.look))
         assert self._looking is not None
-        return await asyncio.shield(self._looking)
+        return await (await self._ended(self._looking))
+
+    async def _ended(self, look: asyncio.Task[ProjectState]) -> asyncio.Task[ProjectState]:
+        """``look``, once it has ended. Raises GitError where a pipe holds git, and lets it go on."""
+        ended, _ = await asyncio.wait({look}, timeout=self.PATIENCE)
+        if not ended:
+            look.add_done_callback(lambda look: look.cancelled() or look.exception())  # nobody may ask for its error
+            await self._looks.run(self._pipes.search, frozenset(self._rules))
+            await asyncio.wait({look})
+        return look
 
     def _known_now(self) -> ProvenState | None:
         """The last state where events prove that it is still true; the few files of which none tell are looked at."""
@@ -312,6 +325,7 @@ class ProjectIndex(GitProject):
             log_once(f"project_index: git is asked anew at each look: {one_line(error)}")
             self._kept.pop("folders", None)  # perhaps git's folder is none any more, and one above is
         self._state = None
+        self._pipes.refuse()
         return super().look()
 
     def _look(self) -> ProvenState:
@@ -717,17 +731,3 @@ def of_submodule(path: str) -> Proof:
     if branch := head_file(own, own):
         names.append(branch)
     return {name: fingerprint(name) for name in names}
-
-
-def pointer(path: Path) -> str:
-    """What a small file says that leads to something; "" where it is none."""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open(path, "rb", opener=lambda name, _: os.open(name, NO_WAIT)) as file,
-    ):
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return os.fsdecode(file.read(5_000)).rstrip("\r\n")
-    return ""
-
-
-NO_WAIT = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block

@@ -87,12 +87,11 @@ def has_secret_field(pieces: list[bytes]) -> bool:
     """Whether a text, or a list, is in a field whose name tells of a secret."""
     named = zip(pieces[1::2], pieces[2::2], strict=True)
     names = b"\n".join([text for text, after in named if after == b":" or after[:2] == b":["]).lower()
-    return any(stem in names for stem in SECRET_STEMS) and SECRET_FIELD.search(names) is not None
+    return SECRET_FIELD.search(names) is not None
 
 
-SECRET_FIELD = re.compile(SECRET_NAME.pattern.encode())
-# Every match of it holds one of these: to look for them takes a tenth of the time.
-SECRET_STEMS = (b"secret", b"token", b"passw", b"passphrase", b"pwd", b"credential", b"authorization", b"key")
+# Of names in small letters: to search without regard to them takes ten times as long.
+SECRET_FIELD = re.compile(SECRET_NAME.pattern.replace("(?i:", "(?:").encode())
 
 
 class SecretForm(Struct, frozen=True):

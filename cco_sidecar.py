@@ -2434,8 +2434,11 @@ class ResultFiles:
             issues = {os.path.dirname(path) for path in latest}
             projects = {os.path.dirname(issue) for issue in issues}
             for folder in (self._folder, self._new, *projects, *issues) if latest else ():
-                if os.path.islink(folder) or not os.path.isdir(folder):  # a link could lead out of the storage
+                try:
                     os.mkdir(folder, 0o700)  # makedirs would go by the umask
+                except FileExistsError:
+                    if not stat.S_ISDIR(os.lstat(folder).st_mode):  # a link could lead out of the storage
+                        raise
             for path, row in latest.items():
                 if os.path.isdir(path):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -2562,9 +2565,7 @@ class EventBus:
             """Runs on the writer thread."""
             event_id = self.event_id(records.insert_event(event))
             facts = {name: event.envelope[name] for name in ("timestamp", "topic", "ttl_seconds")}
-            return {
-                "event_id": event_id, "published": True, "subscribers_notified": [], "subscriber_count": 0, **facts
-            }  # fmt: skip
+            return {"event_id": event_id, "published": True, "subscribers_notified": [], "subscriber_count": 0, **facts}
 
         answer: dict[str, Any] = await self._storage.write(insert, answers=True)
         return answer | {"subscribers_notified": list(event.woken), "subscriber_count": len(event.woken)}

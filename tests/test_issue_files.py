@@ -200,6 +200,69 @@ def test_what_is_written_down_is_listed_but_for_what_is_over(project: Settings) 
     }  # fmt: skip
 
 
+def asking_contexts(settings: Settings, first: Callable[..., Any], *plugins: Callable[..., Any]) -> Any:
+    """Contexts whose plugins are asked by ``first``; ``plugins`` are those that are asked about issues beside ours."""
+    contexts = issue_files.AskingContexts.__new__(issue_files.AskingContexts)
+    rows = [SimpleNamespace(function=function) for function in (issue_files.resolve_issue, *plugins)]
+    contexts._settings = settings
+    contexts._hooks = SimpleNamespace(first=first, implementations={"resolve_issue": rows})
+    contexts._storage = SimpleNamespace(read=SimpleNamespace(latest_task=lambda *_: None))
+    return contexts
+
+
+COMING: dict[str, Callable[[Settings], Any]] = {  # how the issue A-1 comes
+    "a file in a folder": lambda project: write(project, {"issues/A-1.md": "# Cookies"}),
+    "a file in a folder's folder": lambda project: write(project, {"docs/issues/A-1.md": "# Cookies"}),
+    "a bead": lambda project: write(project, {".beads/issues.jsonl": lines({"id": "A-1", "title": "Cookies"})}),
+    "an export": lambda project: write(project, {"issues.json": '[{"id": "A-1", "title": "Cookies"}]'}),
+    "a link to a folder": lambda project: (
+        write(project, {"elsewhere/issues/A-1.md": "# Cookies"}), (project.root / "docs").symlink_to("elsewhere")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", COMING)
+def test_nobody_is_asked_while_no_place_is_there_and_an_issue_that_comes_is_told_at_once(
+    project: Settings, how: str
+) -> None:
+    asked: list[str] = []
+
+    def first(hook: str, issue_id: str, settings: Settings) -> Any:
+        asked.append(issue_id)
+        return issue_files.resolve_issue(issue_id, settings)
+
+    contexts = asking_contexts(project, first)
+
+    async def task() -> str:
+        contexts._hooks.pool = Pool("hooks", 4, 5)
+        told: str = await contexts.task("A-1")
+        return told
+
+    write(
+        project, {".github/workflows/ci.yml": "", "src/main.py": ""} | ({"docs/a.md": ""} if "link" not in how else {})
+    )
+    assert asyncio.run(task()) == "" and asked == []
+    COMING[how](project)
+    assert "Cookies" in asyncio.run(task()) and asked == ["A-1"]
+
+
+@pytest.mark.parametrize("who", ["gh", "another plugin", "a place elsewhere", "a place above"])
+def test_who_can_know_an_issue_without_a_place_in_the_project_is_always_asked(project: Settings, who: str) -> None:
+    elsewhere = {"a place elsewhere": "~/issues", "a place above": "../issues"}
+    settings = dataclasses.replace(project, issue_files=(elsewhere.get(who, "issues"), "gh"))
+    plugins = [lambda issue_id: {"title": "Cookies"}] if who == "another plugin" else []
+    contexts = asking_contexts(settings, lambda hook, issue_id, settings: {"title": f"of {issue_id}"}, *plugins)
+
+    async def task(issue_id: str) -> str:
+        contexts._hooks.pool = Pool("hooks", 4, 5)
+        told: str = await contexts.task(issue_id)
+        return told
+
+    issue_id = "12" if who == "gh" else "A-1"
+    assert asyncio.run(task(issue_id)) == f"of {issue_id}"
+    assert asyncio.run(task("A-2")) == ("" if who == "gh" else "of A-2")
+
+
 def test_requests_that_are_served_together_ask_once_for_an_issue(project: Settings) -> None:
     asked: list[str] = []
 
@@ -209,9 +272,7 @@ def test_requests_that_are_served_together_ask_once_for_an_issue(project: Settin
             raise IssueNotFound
         return {"title": issue_id}
 
-    contexts = issue_files.AskingContexts.__new__(issue_files.AskingContexts)
-    contexts._settings, contexts._hooks = project, SimpleNamespace(first=first)
-    contexts._storage = SimpleNamespace(read=SimpleNamespace(latest_task=lambda *_: None))
+    contexts = asking_contexts(project, first, lambda issue_id: None)
 
     async def ask() -> list[Any]:
         contexts._hooks.pool = Pool("hooks", 4, 5)

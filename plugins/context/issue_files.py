@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import shutil
+import stat
 import subprocess
 import threading
 import time
@@ -67,28 +68,60 @@ def part_class(base: type) -> type | None:
 
 
 class AskingContexts(Contexts):
-    """Asks plugins for the task of an issue. Requests that are served together, after all had come, ask once."""
+    """Asks plugins for the task of an issue. Requests that are served together, after all had come, ask once. Where no
+    place is there, as in most projects, nobody is asked: that takes a thread and a millisecond.
+    """
 
-    _asked: tuple[Turn | None, dict[str, asyncio.Task[Issue | None]]] = (None, {})
+    _settings: PluginSettings
+    _asked: tuple[Turn | None, dict[str, asyncio.Task[Issue | None] | None]] = (None, {})
 
     async def task(self, issue_id: str) -> str:
         """What a plugin knows of the issue, and what the latest spawn was told. Raises REQ_002 (404)."""
-        spawned = await super().task(issue_id)
+        spawned, asking = await super().task(issue_id), self._asking(issue_id)
+        if asking is None:
+            return spawned
         try:
-            issue = await asyncio.shield(self._asking(issue_id)) or {}  # others wait for it too
+            issue = await asyncio.shield(asking) or {}  # others wait for it too
         except IssueNotFound:
             raise ApiError("REQ_002", f"No issue {issue_id}") from None
         return "\n\n".join(str(text) for text in (issue.get("title"), issue.get("body"), spawned) if text)
 
-    def _asking(self, issue_id: str) -> asyncio.Task[Issue | None]:
+    def _asking(self, issue_id: str) -> asyncio.Task[Issue | None] | None:
+        """None where nobody can know the issue."""
         now = current()
         if now is None or now is not self._asked[0]:
             self._asked = now, {}
         asking = self._asked[1]
         if issue_id not in asking:
             ask = functools.partial(self._hooks.first, "resolve_issue", settings=self._settings)
-            asking[issue_id] = asyncio.create_task(self._hooks.pool.run(ask, issue_id=issue_id))
+            told = self._may_be_told(issue_id)
+            asking[issue_id] = asyncio.create_task(self._hooks.pool.run(ask, issue_id=issue_id)) if told else None
         return asking[issue_id]
+
+    def _may_be_told(self, issue_id: str) -> bool:
+        """Whether a place, gh or another plugin may know the issue, by a look at a few names alone."""
+        if self._ways is None or ("gh" in self._settings.issue_files and GH_ISSUE.fullmatch(issue_id)):
+            return True
+        return any(map(leads_somewhere, self._ways))
+
+    @functools.cached_property
+    def _ways(self) -> list[list[str]] | None:
+        """By place: the paths from the root to it. None where one is elsewhere, or another plugin is asked too."""
+        root, places = self._settings.root, [Path(place) for place in self._settings.issue_files if place != "gh"]
+        functions = [row.function for row in self._hooks.implementations["resolve_issue"]]
+        elsewhere = (place.is_absolute() or str(place)[:1] == "~" or ".." in place.parts for place in places)
+        if functions != [resolve_issue] or any(elsewhere):
+            return None
+        return [[str(root / path) for path in (*reversed(place.parents), place)][1:] for place in places]
+
+
+def leads_somewhere(way: list[str]) -> bool:
+    """Whether something may be at the end of these paths: a link is not followed, which can lead to a slow disk."""
+    for path in way:
+        facts = fingerprint(path)
+        if facts is None or stat.S_ISLNK(facts[4]):
+            return facts is not None
+    return True
 
 
 def same(issue_id: str, written: Any) -> bool:
@@ -280,6 +313,7 @@ def in_export(root: Path, path: str) -> Iterator[tuple[str, str]]:
 # -- GitHub
 
 GH_SECONDS = 4.0  # of the five that a plugin has
+GH_ISSUE = re.compile(r"(?:gh-)?([1-9][0-9]{0,8})", re.IGNORECASE)
 GH_FIELDS = "number,title,body,state"
 KEPT, KEPT_NOTHING = 300.0, 60.0  # seconds for which an answer of gh is good
 _told: dict[tuple[str, str], tuple[float, Issue | None]] = {}  # by root and number
@@ -288,7 +322,7 @@ _told_lock = threading.Lock()
 
 def ask_gh(root: Path, issue_id: str) -> Issue | None:
     """What gh says of the issue that a number or GH-number names, asked again after some minutes. Blocks."""
-    number = re.fullmatch(r"(?:gh-)?([1-9][0-9]{0,8})", issue_id, re.IGNORECASE)
+    number = GH_ISSUE.fullmatch(issue_id)
     program = shutil.which("gh") if number else None
     if not number or not program:
         return None

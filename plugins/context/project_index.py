@@ -98,9 +98,12 @@ class WatchingContexts(PreparedContexts):
         if isinstance(self.project, ProjectIndex):
             await self._pool.run(self.project.close)
 
+    @property
+    def watching(self) -> str:
+        return self.project.watching if isinstance(self.project, ProjectIndex) else "off"
+
     def statistics(self) -> dict[str, Any]:
-        watching = self.project.watching if isinstance(self.project, ProjectIndex) else "off"
-        return super().statistics() | {"watching": watching}
+        return super().statistics() | {"watching": self.watching}
 
 
 class ProvenState(ProjectState, frozen=True, kw_only=True):

@@ -53,16 +53,16 @@ class Exchange(httputil.HTTPConnection):
 
     context: Peer
     stream: Any  # what has the connection's socket as ``socket``
+    method = ""
     whole = False  # a short request, whose body has come with its head
+    closed = head_written = finished = False
+    unwritten: float = math.inf  # body bytes that Content-Length still promises
+    _delegate: httputil.HTTPMessageDelegate | None = None  # while it is owed the end of the request
+    _close_callback: Callable[[], None] | None = None
 
     def __init__(self, params: HTTP1ConnectionParameters) -> None:
-        self.closed = self.head_written = self.finished = False
-        self.method = ""
-        self._delegate: httputil.HTTPMessageDelegate | None = None  # while it is owed the end of the request
-        self._close_callback: Callable[[], None] | None = None
         self.max_body_size: float = math.inf if params.max_body_size is None else params.max_body_size
         self.body_timeout = params.body_timeout
-        self.unwritten = math.inf  # body bytes that Content-Length still promises
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         """Runs `callback` when the peer is gone before the answer is complete."""

@@ -32,7 +32,8 @@ class Fields(HTTPHeaders):
     """The fields of a request: most that are asked for are not there, and Tornado says so by way of an exception."""
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default  # noqa: SIM401 - this is that get
+        values = self.get_list(name)
+        return ",".join(values) if values else default
 
     def copy(self) -> Fields:
         """Others with the same values, without checking each once more."""
@@ -59,7 +60,7 @@ class Head(NamedTuple):
     """A request's head, its target in origin form."""
 
     line: RequestStartLine
-    headers: HTTPHeaders
+    headers: Fields
     length: int  # of the body, by Content-Length
     chunked: bool
 
@@ -84,15 +85,22 @@ def check_head(head: bytes) -> bytes:
 
 def parse_head(head: bytes) -> Head:
     """A request's head as Tornado's application gets it. Raises ApiError as ``check_head`` does."""
+    parse = parse_head_again if len(head) <= REMEMBERED else parse_new_head
+    line, fields, length, chunked = parse(head)
+    return Head(line, fields.copy(), length, chunked)
+
+
+def parse_new_head(head: bytes) -> Head:
+    """Its fields may be shared, so they are not to be changed."""
     if head[0] in b"\r\n":
         head = head.lstrip(b"\r\n")
     (method, target, version), block = split_head(head)
-    parse = parse_again if len(block) <= REMEMBERED else parse_fields
+    parse = parse_fields_again if len(block) <= REMEMBERED else parse_fields
     fields, length, chunked = parse(block, version)
-    headers = fields.copy()
     if target[0] != "/" and (absolute := ABSOLUTE.fullmatch(target)):
-        headers["Host"], target = origin_form(method, absolute)
-    return Head(RequestStartLine(method, target, version), headers, length, chunked)
+        fields = fields.copy()
+        fields["Host"], target = origin_form(method, absolute)
+    return Head(RequestStartLine(method, target, version), fields, length, chunked)
 
 
 def parse_fields(block: bytes, version: str) -> tuple[Fields, int, bool]:
@@ -112,8 +120,9 @@ def parse_fields(block: bytes, version: str) -> tuple[Fields, int, bool]:
     return headers, int(lengths[0]) if lengths else 0, bool(codings)
 
 
-REMEMBERED = 1_024  # bytes: a client says the same of itself with each request
-parse_again = functools.lru_cache(500)(parse_fields)
+REMEMBERED = 1_024  # bytes: a client says the same of itself with each request, and often asks for the same again
+parse_fields_again = functools.lru_cache(500)(parse_fields)
+parse_head_again = functools.lru_cache(500)(parse_new_head)
 
 
 def split_head(head: bytes) -> tuple[tuple[str, str, str], bytes]:

@@ -20,16 +20,17 @@ class Http1Exchange(Exchange):
 
     COPIED = 16 * 1024  # bytes of an answer that is copied behind its head: handing over two pieces takes longer
 
+    received = False  # the whole request
+    _chunked = False
+
     def __init__(self, connection: Connection, head: Head) -> None:
         super().__init__(connection.server.conn_params)
         self.connection, self.context, self.stream = connection, connection.peer, connection
         self.method, self.version_1_1 = head.line.method, head.line.version == "HTTP/1.1"
         self.began = connection.loop.time()
-        self.received = False  # the whole request
-        self._asked = head.headers.get("Connection", "").lower()
-        self.keep = "close" not in self._asked if self.version_1_1 else self._asked == "keep-alive"
+        asked = head.headers.get("Connection", "").lower()
+        self.keep = "close" not in asked if self.version_1_1 else asked == "keep-alive"
         self.keep = self.keep and not connection.server.conn_params.no_keep_alive
-        self._chunked = False
 
     @property
     def delegate(self) -> httputil.HTTPMessageDelegate:

@@ -67,19 +67,22 @@ class ShortAnswer(Endpoint):
         return future
 
     def _write_whole(self, connection: httputil.HTTPConnection, content: bytes) -> asyncio.Future[None]:
-        headers = self._headers
-        seen = "Origin" in self.request.headers or any(type(step) is not CorsHeaders for step in self._transforms)
+        headers, others = self._headers, {*map(type, self._transforms)} - {CorsHeaders}
+        seen = others or "Origin" in self.request.headers
         if seen or not isinstance(connection, Http1Exchange) or not connection.is_plain(headers):
             self._write_buffer += [content] if content else []
             return self.flush(include_footers=True)
         self._headers_written = True
-        common = {as_tornado_writes(name): value for name, value in self.common_headers().items()}
-        lines = [f"{name}: {value}" for name, value in headers.get_all() if name not in common]
-        lines += [f"{name}: {value}" for name, value in common.items()]
+        common = self.common_headers()
+        names = as_tornado_writes(*common)
+        lines = [f"{name}: {value}" for name, value in headers.get_all() if name not in names]
+        lines += [f"{name}: {value}" for name, value in zip(names, common.values(), strict=True)]
         return connection.write_whole(self.get_status(), self._reason, lines, content)
 
 
-as_tornado_writes = functools.lru_cache(100)(str.title)  # the name of a field
+@functools.lru_cache(100)
+def as_tornado_writes(*names: str) -> tuple[str, ...]:
+    return tuple(map(str.title, names))
 
 
 class ShortRequest(httputil.HTTPServerRequest):
@@ -92,7 +95,7 @@ class ShortRequest(httputil.HTTPServerRequest):
         start_line: httputil.RequestStartLine,
         headers: httputil.HTTPHeaders,
     ) -> None:
-        _, target, version = start_line
+        target = start_line.path
         path, _, query = target.partition("?")
         host = headers.get("Host", "")
         name = host_name(host) if 0 < len(host) < 300 else None
@@ -101,12 +104,14 @@ class ShortRequest(httputil.HTTPServerRequest):
             return
         given, asked = (arguments(query), arguments(query)) if query else ({}, {})
         context: Any = getattr(exchange, "context", None)
-        vars(self).update(
-            method=start_line.method, uri=target, version=version, headers=headers, body=b"", files={},
-            remote_ip=context.remote_ip, protocol=context.protocol, host=host, host_name=name,
-            connection=exchange, server_connection=server, path=path, query=query,
-            arguments=given, query_arguments=asked, body_arguments={}, _start_time=time.time(), _finish_time=None,
-        )  # fmt: skip
+        self.method, self.uri, self.version = start_line
+        self.headers, self.body, self.files = headers, b"", {}
+        self.remote_ip, self.protocol = context.remote_ip, context.protocol
+        self.host, self.host_name = host, name
+        self.path, self.query = path, query
+        self.arguments, self.query_arguments, self.body_arguments = given, asked, {}
+        self.connection, self.server_connection = exchange, server
+        self._start_time, self._finish_time = time.time(), None
 
 
 @functools.lru_cache(1000)

@@ -212,7 +212,7 @@ class GetHealth(cco_sidecar.GetHealth):
     async def checks(self) -> dict[str, Any]:
         """What is counted and not measured is as it is now."""
         measured, sidecar = await self.shared.get(super().checks), self.sidecar
-        watching = sidecar.contexts.statistics().get("watching", "off")
+        watching = getattr(sidecar.contexts, "watching", "off")  # of the plugin project_index
         return measured | {"active_agents": len(sidecar.agents.active), "watching": watching}
 
 

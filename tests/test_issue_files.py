@@ -170,6 +170,32 @@ def test_gh_tells_of_numbers_once_in_some_minutes(
     assert issue_files.resolve_issue("5", without) is None
 
 
+def test_where_gh_said_nothing_nobody_is_asked_for_a_minute(
+    project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def first(hook: str, issue_id: str, settings: Settings) -> Any:
+        asked.append(issue_id)
+        return issue_files.resolve_issue(issue_id, settings)
+
+    contexts = asking_contexts(project, first)
+
+    async def task(issue_id: str) -> str:
+        contexts._hooks.pool = Pool("hooks", 4, 5)
+        told: str = await contexts.task(issue_id)
+        return told
+
+    assert [asyncio.run(task(issue)) for issue in ("2", "gh-2", "2", "1")] == [""] * 4  # gh is not installed
+    assert asked == ["2", "1"]
+    (tmp_path / "gh").write_text(f"#!{sys.executable}\n{GH.replace('KEY', KEY)}")
+    (tmp_path / "gh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 61)
+    assert [asyncio.run(task(issue))[:11] for issue in ("2", "2", "1", "GH-1")] == ["", "", *["From GitHub"] * 2]
+    assert asked[2:] == ["2", "1", "GH-1"]
+
+
 def test_a_context_has_the_task_of_its_issue(make_service: Callable[..., Service], repository: Path) -> None:
     service = make_service("--issue-files", "docs/tickets")
     url = "/api/context/T-9/python-specialist"

@@ -100,7 +100,8 @@ class AskingContexts(Contexts):
 
     def _may_be_told(self, issue_id: str) -> bool:
         """Whether a place, gh or another plugin may know the issue, by a look at a few names alone."""
-        if self._ways is None or ("gh" in self._settings.issue_files and GH_ISSUE.fullmatch(issue_id)):
+        settings = self._settings
+        if self._ways is None or ("gh" in settings.issue_files and may_tell(settings.root, issue_id)):
             return True
         return any(map(leads_somewhere, self._ways))
 
@@ -318,19 +319,18 @@ GH_FIELDS = "number,title,body,state"
 KEPT, KEPT_NOTHING = 300.0, 60.0  # seconds for which an answer of gh is good
 _told: dict[tuple[str, str], tuple[float, Issue | None]] = {}  # by root and number
 _told_lock = threading.Lock()
+NOT_ASKED = 0.0, None
 
 
 def ask_gh(root: Path, issue_id: str) -> Issue | None:
     """What gh says of the issue that a number or GH-number names, asked again after some minutes. Blocks."""
     number = GH_ISSUE.fullmatch(issue_id)
-    program = shutil.which("gh") if number else None
-    if not number or not program:
+    if not number:
         return None
     key, now = (str(root), number[1]), time.monotonic()
-    with _told_lock:
-        good_until, issue = _told.get(key, (0.0, None))
+    good_until, issue = _told.get(key, NOT_ASKED)
     if good_until <= now:
-        issue = run_gh(program, root, number[1])
+        issue = run_gh(root, number[1])
         with _told_lock:
             if len(_told) >= 1_000:
                 _told.clear()
@@ -338,8 +338,20 @@ def ask_gh(root: Path, issue_id: str) -> Issue | None:
     return issue
 
 
-def run_gh(program: str, root: Path, number: str) -> Issue | None:
-    """None where there is no such issue, nobody is logged in, there is no network or no answer in time."""
+def may_tell(root: Path, issue_id: str) -> bool:
+    """Whether gh knows the issue, or is to be asked: not where it said nothing a moment ago."""
+    number = GH_ISSUE.fullmatch(issue_id)
+    if not number:
+        return False
+    good_until, issue = _told.get((str(root), number[1]), NOT_ASKED)
+    return issue is not None or good_until <= time.monotonic()
+
+
+def run_gh(root: Path, number: str) -> Issue | None:
+    """None where gh is not installed, no such issue, nobody logged in, no network, or no answer in time."""
+    program = shutil.which("gh")
+    if program is None:
+        return None
     quiet = {"GH_PROMPT_DISABLED": "1", "GH_NO_UPDATE_NOTIFIER": "1", "NO_COLOR": "1"}
     words = [program, "issue", "view", number, "--json", GH_FIELDS]
     try:

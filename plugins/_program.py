@@ -22,14 +22,21 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, option_table
-from cco_sidecar_plugins._words import nearest
+from cco_sidecar_plugins._fitting import fitting
+
+with fitting():
+    from cco_sidecar import GOOD, REFUSED, Program, StartError, complain, option_table
+    from cco_sidecar_plugins._words import nearest
 
 log = logging.getLogger("cco")
 
 
 class WholeProgram(Program):
     def run(self, words: list[str]) -> int:
+        with fitting():
+            return self.run_whole(words)
+
+    def run_whole(self, words: list[str]) -> int:
         hold_standard_streams()
         take_signals()
         if not os.environ.get("HOME", "unset"):

@@ -541,6 +541,22 @@ def test_hosts_and_origins_that_can_be_are_taken(folder: Path, name: str, texts:
         assert text in getattr(load_settings({"root": str(folder), name: text}, {}), name)
 
 
+@pytest.mark.parametrize("name", ["REFUSED", "read_match", "NAME_IN_WORDS", "ADDED"])
+@pytest.mark.parametrize("words", [["serve"], ["--help"], ["token", "--type", "qa-engineer"]])
+def test_a_file_and_plugins_of_another_version_are_refused_in_one_line(
+    folder: Path, tmp_path: Path, name: str, words: list[str]
+) -> None:
+    (tmp_path / "copy").mkdir()
+    copy = Path(shutil.copy(MODULE, tmp_path / "copy"))
+    copy.write_text(re.sub(rf"\b{name}\b", "another_name", copy.read_text()))
+    plugins = Path(shutil.copytree(MODULE.parent / "plugins", tmp_path / "copy/plugins"))
+    if name == "ADDED":  # by plugins that are newer than the file
+        (plugins / "_words.py").write_text("import cco_sidecar\n\ncco_sidecar.ADDED\n")
+    line = refusal(run(*words, "--storage", str(tmp_path / "state"), cwd=folder, module=copy))
+    assert str(copy.resolve()) in line and str(plugins.resolve()) in line and "take both from one checkout" in line
+    assert f"'{name}'" in line and not (tmp_path / "state").exists()
+
+
 def test_https_that_is_asked_for_is_never_served_as_http(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "alone/plugins").mkdir(parents=True)
     alone = Path(shutil.copy(MODULE, tmp_path / "alone"))

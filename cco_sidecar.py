@@ -3358,10 +3358,10 @@ def describe_file(root: str, path: str) -> dict[str, Any] | None:
 @functools.lru_cache(100_000)
 def is_secret(path: str) -> bool:
     """Whether a file may hold credentials, by its path: data and unknown kinds whose folder or name suggests it."""
-    return language_of(path) in MAY_HOLD_SECRETS and SECRET_FILE.search(f"/{path.lower()}") is not None
+    return language_of(path) in MAY_HOLD_SECRETS and re.search(SECRET_FILE, f"/{path.lower()}") is not None
 
 
-SECRET_FILE = re.compile(
+SECRET_FILE = (  # compiled when first needed; re keeps it
     r"/\.(?:ssh|gnupg|aws|azure|kube|docker|config|local|m2|gradle|gem|password-store|secrets?|envs?)/|[/._-](?:env"
     r"|envrc|flaskenv|netrc|npmrc|pypirc|yarnrc|pgpass|my\.cnf|htpasswd|htdigest|s3cfg|dockercfg)(?:[\W_\d]|$)"
     r"|/\.\w*hist|[._-](?:pem|key|p12|pfx|jks|keystore|kdbx?|ppk|keytab|ovpn|tfstate|tfvars|asc|gpg|age)(?:[\W_\d]|$)"

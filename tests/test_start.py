@@ -1165,6 +1165,24 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     assert not (tmp_path / "executed").exists()
 
 
+def test_no_long_pattern_is_compiled_before_it_is_needed(tmp_path: Path) -> None:
+    program = """if True:
+        import re._compiler, sys
+        compiled, compile_pattern = [], re._compiler.compile
+        re._compiler.compile = lambda text, flags=0: (compiled.append(text), compile_pattern(text, flags))[1]
+        import cco_sidecar
+        hooks = cco_sidecar.bundled_class(cco_sidecar.Hooks, "_hooks", "SafeHooks")([])
+        hooks.load(cco_sidecar.load_settings({}), strict=True)
+        from cco_sidecar_plugins.agents.environment import SESSION_MARKERS, UNSAFE_VARIABLES
+        from cco_sidecar_plugins.context._withheld import SECRET_NAME
+        from cco_sidecar_plugins.context.metadata import GRADLE
+        long = {each.pattern for each in (SESSION_MARKERS, UNSAFE_VARIABLES, SECRET_NAME, GRADLE)}
+        print(*long.intersection(compiled[: -len(long)]), sep="\\n")
+    """
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("\n", ""), ended
+
+
 @pytest.mark.parametrize(
     ("kind", "plugins", "told"),
     [("Hooks", [], True), ("Hooks", ["ours"], True), ("SafeHooks", [], True), ("SafeHooks", ["ours"], False)],

@@ -11,14 +11,16 @@ import itertools
 import re
 from collections.abc import Iterator
 
+from cco_sidecar_plugins._patterns import late_pattern
+
 ESCAPES = {
     "0": "\0", "a": "\a", "b": "\b", "t": "\t", "\t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r", "e": "\x1b",
     "N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029",
 } | {sign: sign for sign in ' "/\\'}  # fmt: skip
-FIELD = re.compile(r"([A-Za-z_][\w.-]*|\"[\w.-]+\"|'[\w.-]+')[ \t]*:(?:[ \t]+(.*)|)\Z")
-BLOCK = re.compile(r"[|>](?:([1-9])?([+-])?|([+-])([1-9]))(?:[ \t]+#.*|[ \t]*)\Z")
+FIELD = late_pattern(r"([A-Za-z_][\w.-]*|\"[\w.-]+\"|'[\w.-]+')[ \t]*:(?:[ \t]+(.*)|)\Z")
+BLOCK = late_pattern(r"[|>](?:([1-9])?([+-])?|([+-])([1-9]))(?:[ \t]+#.*|[ \t]*)\Z")
 BREAKS = re.compile(r"[ \t]*+\n((?:[ \t]*\n)*)[ \t]*|[ \t]++")  # the second, so that long blanks are looked at once
-IN_DOUBLE = re.compile(
+IN_DOUBLE = late_pattern(
     r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|\n((?:[ \t]*\n)*)[ \t]*|(.))|" + BREAKS.pattern
 )
 NOTHING = ("", "~", "null", "Null", "NULL")

@@ -12,6 +12,7 @@ from msgspec import Raw
 
 from cco_sidecar import MB, Pool, Records, clean_text, harmless, redact, redaction
 from cco_sidecar_plugins._files import content_of
+from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.agents._story_timeline import Timeline
 from cco_sidecar_plugins.results.result_list import ResultQuery
 from cco_sidecar_plugins.storage._pages import page
@@ -90,7 +91,7 @@ def visible(text: str) -> str:
     return UNSEEN.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
 
 
-UNSEEN = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
+UNSEEN = late_pattern("[\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
 
 
 def code(text: Any) -> str:

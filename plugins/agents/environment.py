@@ -12,6 +12,7 @@ import msgspec
 
 import cco_sidecar
 from cco_sidecar import ApiError, Launcher, Route, SpawnRequest, hookimpl
+from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins._settings import PluginSettings
 
 
@@ -76,12 +77,12 @@ class EnvironmentLauncher(Launcher):
         return variable in {name.upper() for name in self.settings.agent_environment}
 
     def may_set(self, variable: str) -> bool:
-        return self.allowed(variable) or re.fullmatch(UNSAFE_VARIABLES, variable) is None
+        return self.allowed(variable) or UNSAFE_VARIABLES.fullmatch(variable) is None
 
 
 # What a request may not set: it would run other code or lead an agent's traffic elsewhere. Read without blanks and
 # in capitals. The project's own switches and addresses, and credentials, pass.
-UNSAFE_VARIABLES = r"""(?xs)  # compiled when it is needed, which takes milliseconds
+UNSAFE_VARIABLES = late_pattern(r"""(?xs)
     (?!((APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY|(REDIRECT|CALLBACK)_UR[IL]))$)(
     # where programs, libraries, plugins and settings are found; the paths of data pass
     (?!(.*_)?(DATA|DATABASE|DB|LOGS?|FILE|INPUT|OUTPUT|UPLOADS?|STATIC|MEDIA|BASE|URL|API|MODEL|REPORTS?|KEY)_PATHS?$).*PATHS?
@@ -108,11 +109,11 @@ UNSAFE_VARIABLES = r"""(?xs)  # compiled when it is needed, which takes millisec
         |GEM|BUNDLER?|COMPOSER|PHP_INI|R|JULIA|ERL|N?VIM|PYTEST|COVERAGE|CORECLR|COR|COMPLUS|YARN|PIP[A-Z]*|UV|POETRY|PDM|CONDA
         |MAMBA|COREPACK|HOMEBREW|NIX|PYENV|RBENV|NVM|OTEL|CLAUDE|CODEX|GEMINI_CLI|OPENCODE|AIDER|GOOSE|QWEN|CURSOR|COPILOT|AMP
         |LITELLM)_.*)
-    """
+    """)
 # What programs that run agents, git for its hooks, make, node and systemd leave for what they start: an agent of
 # ours would be taken for theirs. How to log in, where settings are, and what the desktop and terminal say is
 # inherited.
-SESSION_MARKERS = re.compile(
+SESSION_MARKERS = late_pattern(
     r"""
     CLAUDECODE|CLAUDE_(?!CONFIG_DIR$|CODE_(OAUTH_TOKEN$|USE_|SKIP_)).*|CODEX_(?!(HOME|API_KEY)$).*|CURSOR_(?!API_KEY$).*
     |((OPENCODE|GEMINI(_CLI)?|QWEN(_CODE)?|GOOSE|COPILOT|AMP|AIDER|CLINE|KILO|AUGMENT|ANTIGRAVITY|CRUSH|KIRO|ROO|JUNIE|DEVIN|REPLIT|DROID

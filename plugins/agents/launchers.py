@@ -25,6 +25,7 @@ from cco_sidecar import (
     hookimpl,
     write_file,
 )
+from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents._hook_settings import as_json, as_module, as_toml
@@ -243,7 +244,7 @@ PROGRAMS = {
 }  # fmt: skip
 
 # Among the first lines, since what an agent runs may say the same. opencode prints its help alone.
-REFUSED_OPTION = re.compile(
+REFUSED_OPTION = late_pattern(
     r"\A(?:.*\n){0,3}?((?:error: )(?:unknown|unexpected|invalid|option|Invalid command) .*|Unknown arguments?: .*"
     r"|opencode run \[message\.\.\])"
     r"|^(aider: error: unrecognized arguments: .*)\Z",

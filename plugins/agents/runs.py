@@ -51,6 +51,7 @@ from cco_sidecar import (
     write_file,
 )
 from cco_sidecar_plugins._files import content_of
+from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents.end import EndedAgents
 
@@ -58,7 +59,7 @@ log = logging.getLogger("cco")
 
 RunState = Literal["running", "completed", "failed", "stopped"]
 TOKEN_SECONDS = 7 * 86_400
-ENDING = re.compile(r"^ *[\d.]+ s  (?:done|reached|failed|limit|interrupted): (.*)|^cco: (.*)", re.DOTALL)
+ENDING = late_pattern(r"^ *[\d.]+ s  (?:done|reached|failed|limit|interrupted): (.*)|^cco: (.*)", re.DOTALL)
 STALE = "The service ended while it went on. Run it again: it goes on from there."
 
 

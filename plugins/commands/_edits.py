@@ -14,6 +14,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from cco_sidecar_plugins._patterns import late_pattern
+
 Path = tuple[str, ...]
 Addition = tuple[Path, Any]  # keys from the top; what is appended to a list has the list's own path and the key "+",
 # and a whole file of ours has none
@@ -59,8 +61,8 @@ class Node(Struct):
     comma: int = 0
 
 
-SPACE = re.compile(r"(?:[ \t\r\n\ufeff]|//[^\n]*|/\*.*?\*/)*+", re.DOTALL)
-SCALAR = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*+"|-?[0-9][0-9.eE+-]*|true|false|null')
+SPACE = late_pattern(r"(?:[ \t\r\n\ufeff]|//[^\n]*|/\*.*?\*/)*+", re.DOTALL)
+SCALAR = late_pattern(r'"(?:[^"\\\x00-\x1f]|\\.)*+"|-?[0-9][0-9.eE+-]*|true|false|null')
 
 
 def parse(text: str) -> Node:

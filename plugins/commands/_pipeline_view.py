@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cco_sidecar import StartError, iso
+from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.commands._printing import cell, cut, print_table
 
 
@@ -116,7 +116,7 @@ def view_of(options: argparse.Namespace) -> View:
     return JsonView() if options.format == "json" else LiveView() if sys.stdout.isatty() else TableView()
 
 
-ESCAPES = re.compile(  # ECMA-48: control sequences, operating system commands, control strings, and the short ones
+ESCAPES = late_pattern(  # ECMA-48: control sequences, operating system commands, control strings, and the short ones
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])"
 )
 

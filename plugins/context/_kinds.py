@@ -9,6 +9,7 @@ import functools
 import re
 
 from cco_sidecar import DATA, PROSE, language_of
+from cco_sidecar_plugins._patterns import late_pattern
 
 
 @functools.lru_cache(100_000)
@@ -32,11 +33,11 @@ def kind_of(path: str) -> str:
     return "docs" if folders and folders[0] in ("docs", "doc") else "source"
 
 
-MADE_NAME = re.compile(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
+MADE_NAME = late_pattern(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
 FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
 TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata fixtures".split())
-TEST_STEM = re.compile(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$")
-BUILD_NAME = re.compile(  # how a project is built and run, and what it needs, in a language of its own
+TEST_STEM = late_pattern(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$")
+BUILD_NAME = late_pattern(  # how a project is built and run, and what it needs, in a language of its own
     r"^(docker|container|make|rake|gem|pip|proc|vagrant|jenkins|caddy|pod|brew|just)file([.-].+)?$|^go\.(mod|work)$"
     r"|^cmakelists\.txt$|^meson\.build$|^configure\.ac$|^(build|workspace)\.bazel$"
     r"|\.(dockerfile|mk|cmake|gemspec|podspec|rockspec|gradle|gradle\.kts|sbt|cabal|csproj|hcl|tfvars)$",
@@ -68,10 +69,10 @@ def kinds_of_task(task: str) -> frozenset[str]:
 
 
 TASK_KINDS = {
-    "config": re.compile(
+    "config": late_pattern(
         r"\b(ci|workflows?|dependabot|docker(file)?|makefile|cmake|gemfile|deps?|dependenc(y|ies)|bump)\b"
         r"|\b(upgrade|update)\b.* to v?\d",
         re.IGNORECASE,
     ),
-    "docs": re.compile(r"\b(docs?|documentation|readme|changelog)\b", re.IGNORECASE),
+    "docs": late_pattern(r"\b(docs?|documentation|readme|changelog)\b", re.IGNORECASE),
 }

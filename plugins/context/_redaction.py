@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from cco_sidecar import SECRET_NAME, SECRETS, Redaction, without_secrets
+from cco_sidecar_plugins._patterns import late_pattern
 
 
 class MeasuredRedaction(Redaction):
@@ -91,7 +92,7 @@ def has_secret_field(pieces: list[bytes]) -> bool:
 
 
 # Of names in small letters: to search without regard to them takes ten times as long.
-SECRET_FIELD = re.compile(SECRET_NAME.pattern.replace("(?i:", "(?:").encode())
+SECRET_FIELD = late_pattern(SECRET_NAME.pattern.replace("(?i:", "(?:").encode())
 
 
 class SecretForm(Struct, frozen=True):
@@ -114,17 +115,17 @@ class SecretForm(Struct, frozen=True):
 compiled = functools.cache(re.compile)  # when first needed: all take 20 ms, and most are never met
 
 
-PLACEHOLDERS = re.compile(
+PLACEHOLDERS = late_pattern(
     r"(?i)(?:my|your|the|a|some|test|new|old|db|user|admin|root)?[_.-]?"
     r"(?:p|pw|pass|passw|password|passwd|passphrase|pwd|secret|token|key|api[_-]?key|user|username|example|changeme"
     r"|postgres|mysql|guest|foo|bar|baz|test|redacted|hunter2|.{1,2}|(.)\1*)[_-]?(?:here|word|123|1|2)?"
 )
-CALLS_ITSELF_SECRET = re.compile(
+CALLS_ITSELF_SECRET = late_pattern(
     r"(?i)(?:secret|token|passw(?:or)?d|(?:api|access|auth|account)[_-]?key|credential)\w*[\"'\])]*\s*$"
 )
 # of those that call themselves secret
 NAME_ENDS = "(?:ken|KEN|[Kk]ey|KEY|ret|RET|ord|ORD|als|ALS|[Pp]wd|PWD|swd|SWD|ial|IAL|ase|ASE)"
-STANDS_FOR_A_SECRET = re.compile(
+STANDS_FOR_A_SECRET = late_pattern(
     r"(?i)[{}<>*\[\]()]|\$[a-z_({]|%(?![0-9a-f]{2})|\.\.\.|x{4}|example|placeholder|redacted"
 )
 
@@ -173,8 +174,8 @@ def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
     return not (WORDS.fullmatch(text) if match[1] else name_of_code or NUMBER_OR_PLACE.search(text))
 
 
-IS_CALLED_SECRET = re.compile(SECRET_NAME.pattern + r"s?[\"'\])]*\s*$")
-WORDS = re.compile(
+IS_CALLED_SECRET = late_pattern(SECRET_NAME.pattern + r"s?[\"'\])]*\s*$")
+WORDS = late_pattern(
     r"[/.]?(?:[A-Za-z]*\d{0,2}|\d{1,8})(?:[_./-](?:[A-Za-z]*\d{0,2}|\d{1,8}))+"
 )  # claude-3-5-sonnet-20241022
 NUMBER_OR_PLACE = re.compile(r"^[0-9a-fA-F-]+$|[./]")

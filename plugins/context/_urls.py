@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from cco_sidecar_plugins._patterns import late_pattern
+
 
 def without_credentials(text: str) -> str:
     """``text``, where it is a URL or scp's form of one, without user name, password and parameters. A password may hold
@@ -19,10 +21,10 @@ def without_credentials(text: str) -> str:
     return re.sub(r"[?;&][^#]*|#.*=.*", "", text) if re.match(r"[\w+.-]*:?/|.*://", text) else text
 
 
-NO_URL = re.compile(r"[.~]|/(?!/)|(?:file:(?!//[^/])|link:|portal:|patch:|npm:|workspace:)[^?]*$")
+NO_URL = late_pattern(r"[.~]|/(?!/)|(?:file:(?!//[^/])|link:|portal:|patch:|npm:|workspace:)[^?]*$")
 AUTHORITY = r"((?:^|:)//+|^[\w+.-]+:/+)"
 USER_INFO = [
-    re.compile(form, re.DOTALL)
+    late_pattern(form, re.DOTALL)
     for form in (
         AUTHORITY
         + r"(?:[^/?#@:\[]*@)?+(?:\[[\da-fA-F:.]+\])?+[^/?#]*?:(?!\d*(?:[/?#]|$)).*(?<!\.git)@",  # no port follows

@@ -10,6 +10,7 @@ import re
 
 import cco_sidecar
 from cco_sidecar import MAY_HOLD_SECRETS, MB, FileFact, language_of, read_text_file
+from cco_sidecar_plugins._patterns import late_pattern
 
 OWN_FIRST_LINE = '"""Orchestration sidecar: one service that lets a team of coding agents work on one repository.'
 
@@ -75,15 +76,15 @@ def alternatives(names: str) -> str:
     return f"(?:{'|'.join(names.split())})"
 
 
-COPY_MARKS = re.compile(
+COPY_MARKS = late_pattern(
     r"^(?:\.?#|~\$|copy of )|(?:[~#]|[ ._-]?\(\d+\)|[ ._-](?:\d+|copy|sw[a-p]|" + alternatives(
         "bak bkp backup old orig original saved? te?mp prev previous rej enc gpg age sops") + r"\d*))+$"
 )  # fmt: skip
-NOT_SECRET_NAME = re.compile(
+NOT_SECRET_NAME = late_pattern(
     r"(?:^|[._-])(?:examples?|samples?|template|tmpl|tpl|dist|schema|defaults)(?:[._-](?!com\b|org\b|net\b)|$)"
     r"|\.pub$|\.d\.ts$|(?:^|[._-])pub(?:lic)?(?:[._-]?key)?\.(?:pem|key)$|^(?:sealed|external)[_-]?secrets?\b"
 )
-SECRET_PLACE = re.compile(
+SECRET_PLACE = late_pattern(
     "/" + alternatives(
         r"""\.(?:ssh|gnupg|aws|azure|gcloud|kube|oci|envs?|secrets|password-store|subversion/auth|snowflake)/
         \.config/(?:gcloud|gh|hub|glab-cli|op|rclone|doctl|heroku|hcloud|containers|sops|stripe|netlify|configstore)(?:/|$)
@@ -93,7 +94,7 @@ SECRET_PLACE = re.compile(
         \.local/share/(?:keyrings|kwalletd)/ \.m2/settings[^/]*\.xml$ \.gradle/gradle\.properties$ \.bundle/config$
         \.docker/config\.json$ pip/pip\.conf$ \.pip/pip\.conf$ \.dbt/profiles\.ya?ml$""")
 )  # fmt: skip
-SECRET_DOTFILE = re.compile(
+SECRET_DOTFILE = late_pattern(
     r"[._]" + alternatives(
         r"""(?:flask)?env(?:rc)? curlrc wgetrc muttrc mbsyncrc offlineimaprc gitcookies erlang\.cookie
         claude\.json netrc npmrc pypirc yarnrc\.ya?ml htpasswd htdigest git-credentials dockercfg dockerconfigjson
@@ -105,7 +106,7 @@ PLACES = alternatives(  # whose credentials a file holds
     """prod(?:uction)? dev(?:el(?:opment)?)? stag(?:e|ing) local live beta ci default private user my admin root team
     shared global main test(?:ing)? qa e2e"""
 )
-SECRET_NAME = re.compile(
+SECRET_NAME = late_pattern(
     r"\." + alternatives(  # endings
         r"""env pem key p8 p12 pfx pkcs12 jks bks keystore kdbx? ppk keytab jceks agekey ovpn tfstate tfvars(?:\.json)?
         kubeconfig tfrc(?:\.json)? keychain(?:-db)? agilekeychain keyring pubxml publishsettings
@@ -123,16 +124,16 @@ DATA_ENDINGS = frozenset(
     """json jsonl json5 yaml yml toml xml ini cfg conf config cnf properties txt csv tsv db sqlite dat plist sh bash zsh
     ps1 enc""".split()
 )
-LOGIN_NAME = re.compile(
+LOGIN_NAME = late_pattern(
     r"(?:^|[._-])token(?:\.(?:json|txt|db))?$"
     r"|^\.?(?:o?auth2?|cookies)(?:[._-](?:old|bak|backup|copy))?\.(?:json|toml|txt|db|sqlite)$"
 )
-CREDENTIALS = re.compile(
+CREDENTIALS = late_pattern(
     "(?:.+-)?" + alternatives(
         """credentials? creds? secrets? passwords? passwd passphrase tokencache token-cache vault-pass
         (?:access|refresh|auth|api|bearer)-?tokens?
         (?:access|private|secret|api|master|signing|encryption|deploy)-?keys?""") + rf"(?:-(?:{PLACES}|enc|sops))*"
 )  # fmt: skip
-TEXT_FOLDERS = re.compile(
+TEXT_FOLDERS = late_pattern(
     r"/(?:locales?|i18n|l10n|lang(?:uage)?s?|translations?|messages|schemas?|templates|\.github|paths|openapi)/"
 )

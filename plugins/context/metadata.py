@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cco_sidecar import ContextRequest, ProjectState, Sections, hookimpl
+from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.context._parsing import Facts, File, ProjectFiles, remembered
 from cco_sidecar_plugins.context._urls import without_credentials
 
@@ -97,7 +98,7 @@ def bounds(value: Any) -> str:
 
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-REQUIREMENT = re.compile(rf"({NAME})\s*(?:\[[^\]]*\])?\s*(.*)")
+REQUIREMENT = late_pattern(rf"({NAME})\s*(?:\[[^\]]*\])?\s*(.*)")
 BOUND = re.compile(r"(~=|===?|!=|<=?|>=?)\s*([\w.*+!-]+)")
 INCLUDE = re.compile(r"(?:-([rc])\s*|--(requirement|constraint)[\s=]+)(\S.*)")
 EDITABLE = re.compile(r"^(?:-e\s*|--editable[\s=]+)")
@@ -348,7 +349,7 @@ def literal_lines(file: File, value: ast.expr | None) -> list[str]:
     return [line for item in items for line in literal_text(item).splitlines() if line.strip()]
 
 
-VERSION_BOUND = re.compile(r"(~=|===?|!=|<=?|>=?|\^|~)?\s*v?(\d{1,4}(?:\.\d{1,4})*(?:(?:a|b|rc)\d{1,4})?)(\.[*x])?")
+VERSION_BOUND = late_pattern(r"(~=|===?|!=|<=?|>=?|\^|~)?\s*v?(\d{1,4}(?:\.\d{1,4})*(?:(?:a|b|rc)\d{1,4})?)(\.[*x])?")
 
 
 def lowest_version(wanted: str) -> str | None:
@@ -472,7 +473,7 @@ def filled(text: str, properties: dict[str, str]) -> str:
     return "" if "${" in text else text.strip()
 
 
-GRADLE = re.compile(
+GRADLE = late_pattern(
     r"""(?m)^[ \t]*\w*(?:[iI]mplementation|[aA]pi|[cC]ompileOnly|[rR]untimeOnly|[aA]nnotationProcessor|kapt|ksp)\b"""
     r"""[\s(]*(?:(?:enforcedP|p)latform\s*\(\s*)?"""
     r"""(?:["']([\w.-]+:[\w.-]+)(?::([^"'@:]*))?|group\s*[:=]\s*["']([\w.-]+)["']\s*,\s*name\s*[:=]\s*["']([\w.-]+)["']"""
@@ -492,7 +493,7 @@ def gradle_dependencies(file: File) -> Versions:
 
 # a Ruby text
 QUOTED = r"""(?:"[^"\n]*"|'[^'\n]*'|%[qQ]?(?:\([^)\n]*\)|\[[^]\n]*\]|\{[^}\n]*\}|<[^>\n]*>|\|[^|\n]*\||![^!\n]*!))"""
-GEM = re.compile(
+GEM = late_pattern(
     rf"(?m)(?:^|[;{{]|\bdo\b)[ \t]*gem[ \t]*\(?\s*(:\w+\b|:?{QUOTED})(?!\s*=>)((?:\s*,\s*\[?\s*{QUOTED}(?!\s*=>))*)"
 )
 

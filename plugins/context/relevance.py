@@ -81,6 +81,7 @@ from cco_sidecar import (
     run_git,
 )
 from cco_sidecar_plugins._hooks import waits_for_nothing
+from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
 from cco_sidecar_plugins.context._kinds import SPOKEN_KIND, is_build_file, kinds_of_task, reading_of
 from cco_sidecar_plugins.context._languages import WEB, spoken_by
@@ -192,16 +193,16 @@ FOREIGN_FOLDERS = frozenset(
     "vendor vendored third_party third-party node_modules bower_components dist out target deps .venv venv"
     " site-packages".split()
 )
-TEST_NAME = re.compile(r"^(test_|tests?\.|conftest\.)|([._-](tests?|spec))\.[a-z]+$", re.IGNORECASE)
-TEST_CLASS = re.compile(r"[a-z0-9](Tests?|TestCase|Spec|IT)\.(java|kt|kts|cs|scala|groovy|swift|php)$")
-MADE_NAME = re.compile(
+TEST_NAME = late_pattern(r"^(test_|tests?\.|conftest\.)|([._-](tests?|spec))\.[a-z]+$", re.IGNORECASE)
+TEST_CLASS = late_pattern(r"[a-z0-9](Tests?|TestCase|Spec|IT)\.(java|kt|kts|cs|scala|groovy|swift|php)$")
+MADE_NAME = late_pattern(
     r"\.d\.ts$|\.pb\.(go|cc|h)$|_pb2(_grpc)?\.pyi?$|[._-]generated[._]|^zz_generated|^generated_.*\.(go|py|js|ts)$|\.g\.(dart|cs)$",
     re.IGNORECASE,
 )
 SETUP_NAMES = frozenset(
     "setup.py noxfile.py conf.py tasks.py __version__.py version.py version.go version.rb version.ts version.js".split()
 )
-DATA_NAME = re.compile(
+DATA_NAME = late_pattern(
     r"\.(map|snap|lock|svg|csv|tsv|ipynb|po|pot)$|[.-]lock\.(json|ya?ml)$|^(go\.sum|npm-shrinkwrap\.json)$|\.min\.(js|css)$",
     re.IGNORECASE,
 )
@@ -312,7 +313,7 @@ def run_together(name: str) -> str:
     return "".join(parts_of(name))
 
 
-TEST_AFFIX = re.compile(
+TEST_AFFIX = late_pattern(
     r"^tests?[._-](?=.)|(?<=.)[._-](tests?|spec)(?=\.|$)|^Test(?=[A-Z])|(?<=[a-z0-9])(Tests?|TestCase|Spec|IT)(?=\.|$)"
 )
 
@@ -991,7 +992,7 @@ class Past:
 # ---- The query
 # -----------------------------------------------------------------------------------------------------------------
 
-COMMIT_TYPE = re.compile(
+COMMIT_TYPE = late_pattern(
     r"^\s*(?:feat|feature|fix|bug|chore|refactor|perf|docs?|tests?|build|ci|style|revert)(?:\(([^)]*)\))?!?:\s*",
     re.IGNORECASE,
 )

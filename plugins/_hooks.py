@@ -43,6 +43,7 @@ from cco_sidecar import (
     Sections,
     Settings,
     StartError,
+    arguments_of,
     bundled_folder,
     import_file,
     in_thread,
@@ -119,6 +120,8 @@ def without_collections() -> Iterator[None]:
 class QuickManager(pluggy.PluginManager):
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         """As pluggy's, whose search through what a module has by any name takes longer than its import."""
+        if name.startswith("__"):
+            return None
         if not isinstance(plugin, types.ModuleType):
             return super().parse_hookimpl_opts(plugin, name)
         found = vars(plugin).get(name)
@@ -147,6 +150,7 @@ class SafeHooks(Hooks):
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._stuck: dict[tuple[str, str], list[Future[Any]]] = collections.defaultdict(list)  # by plugin and hook
+        self._modules: dict[types.ModuleType, str] = {}  # the plugins that are modules, with their names
         self._made_parts: set[str] = set()  # plugins whose part_class gave something, or failed, which was told
         super().__init__(built_in)
         self.pool = Pool("asks", 16, 60)  # each plugin that is asked has five seconds of its own
@@ -214,6 +218,16 @@ class SafeHooks(Hooks):
             sys.modules.pop(f"cco_sidecar_user_plugins.{name}", None)  # no half module is left behind
             raise
 
+    def register(self, plugin: object, name: str) -> list[str]:
+        """As the module does. Who has two names is told, since it would be asked twice."""
+        if not isinstance(plugin, types.ModuleType):
+            return super().register(plugin, name)
+        if plugin in self._modules:
+            raise ImportError(f"it is loaded as {self._modules[plugin]}")
+        hooks = super().register(hooks_alone(plugin), name)
+        self._modules[plugin] = name
+        return hooks
+
     def check(self, hook: str, function: Callable[..., Any]) -> None:
         if hook not in self.SPECS:
             raise PluginFault(f"there is no hook {hook!r}{did_you_mean(hook, self.SPECS)}")
@@ -221,9 +235,10 @@ class SafeHooks(Hooks):
         if yields or is_async or inspect.isasyncgenfunction(function):
             plain_function = "a hook is a plain function that returns its answer; it runs in a thread and may block"
             raise PluginFault(f"{hook} {'yields' if yields else 'is async'}: {plain_function}")
-        known = list(inspect.signature(self.SPECS[hook]).parameters)[1:]
-        for name, parameter in inspect.signature(function).parameters.items():
-            if name not in known and parameter.default is parameter.empty:
+        known = arguments_of(self.SPECS[hook])[1:]
+        for name in [name for name in arguments_of(function) if name not in known]:
+            parameter = inspect.signature(function).parameters[name]
+            if parameter.default is parameter.empty:
                 argument = str(parameter).partition(":")[0]
                 takes = f"{hook} takes {', '.join(known) or 'nothing'}; it has no argument {argument!r}"
                 raise PluginFault(takes + did_you_mean(name, known))
@@ -311,6 +326,14 @@ class SafeHooks(Hooks):
             file, lines, text = error.filename, [error.lineno], error.msg
         where = f" ({Path(file).name}:{[line, *lines][-1]})" if line or lines else ""
         return f"{type(error).__name__}: {text}".removesuffix(": ") + where
+
+
+def hooks_alone(module: types.ModuleType) -> types.ModuleType:
+    """A module with the hooks of ``module`` and nothing else: all that a module has is looked through twice."""
+    found = types.ModuleType(module.__name__)
+    functions = {name: each for name, each in vars(module).items() if isinstance(each, types.FunctionType)}
+    vars(found).update({name: each for name, each in functions.items() if "cco_sidecar_impl" in vars(each)})
+    return found
 
 
 def contains(file: Path, *texts: bytes) -> bool:

@@ -1544,6 +1544,39 @@ def test_of_two_plugins_with_one_name_the_second_is_named_and_skipped(tmp_path: 
     assert [plugin.problem for plugin in hooks.loaded] == [None, "another plugin has this name"]
 
 
+def test_a_module_that_two_entry_points_name_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = cco_sidecar.import_file(
+        write_plugins(tmp_path / "ours", {"one": "@hookimpl\ndef startup(info):\n    return 'one'"}) / "one.py"
+    )
+    entries = [
+        types.SimpleNamespace(name=name, value=name, load=lambda: module) for name in ("one", "again", "once_more")
+    ]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: entries)
+    hooks = Hooks([])
+    hooks.load_folders([])
+    assert list(hooks.ask("startup", info=None)) == [("one", "one")]
+    assert [plugin.problem for plugin in hooks.loaded] == [None, "it is loaded as one", "it is loaded as one"]
+
+
+def test_of_a_module_its_hooks_alone_are_looked_at(tmp_path: Path) -> None:
+    class Nosy(Hooks.MANAGER):  # type: ignore[name-defined, misc]
+        def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+            looked_at.append(name)
+            return super().parse_hookimpl_opts(plugin, name)
+
+    class NosyHooks(Hooks):
+        MANAGER = Nosy
+
+    looked_at: list[str] = []
+    text = "import os, re, json\nHELP = TEXT = 'text'\n@hookimpl\ndef startup(info):\n    return help\n"
+    hooks = NosyHooks([])
+    hooks.load_folders(
+        [write_plugins(tmp_path / "ours", {"large": text + "@hookimpl\ndef shutdown(info):\n    return HELP\n"})]
+    )
+    assert {name for name in looked_at if name[:2] != "__"} == {"startup", "shutdown"}
+    assert hooks.loaded[0].hooks == ["shutdown", "startup"]
+
+
 HANGING = """
     import threading
     gate = threading.Event()

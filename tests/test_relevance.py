@@ -144,6 +144,18 @@ def shop(empty: Repository) -> Repository:
     return empty
 
 
+@pytest.mark.parametrize("words", [1, 4, 16])
+def test_a_scan_for_few_words_reads_not_more_than_it_has_time_for(
+    empty: Repository, monkeypatch: pytest.MonkeyPatch, words: int
+) -> None:
+    keywords, read = plugin("keywords"), list[str]()
+    monkeypatch.setattr(keywords, "WORK", 10 * 100 * 24)  # ten files of a hundred bytes, and sixteen words
+    monkeypatch.setattr(keywords, "read_text_file", lambda root, path, limit: read.append(path))
+    empty.write(**{f"poem_{n}.txt": "x" * 100 for n in range(40)})
+    keywords_of(empty, " ".join(f"word{chr(97 + n) * 3}" for n in range(words)))
+    assert 0 < len(read) <= 240 // (8 + words) + 1, len(read)
+
+
 # ---- Pure rules
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -191,7 +203,7 @@ def test_stems_are_those_of_the_index() -> None:
         ("src/build/plan.py", "source", True), ("build/plan.py", "other", False), ("django/contrib/auth.py", "source", True),
         ("app/i18n/plural.ts", "source", True), ("src/locale/en.py", "aux", True), ("go.mod", "config", True), ("a/CMakeLists.txt", "config", True),
         ("Makefile.cross", "config", True), ("lib/x.gemspec", "config", True), ("app/build.gradle.kts", "config", True), ("go.sum", "other", False),
-        ("src/makefile_reader.py", "source", True), ("src/makefile.py", "source", True), ("tests/CMakeLists.txt", "other", True), ("vendor/x/go.mod", "other", False),
+        ("src/makefile_reader.py", "source", True), ("src/makefile.py", "source", True), ("lab/plot.ipynb", "source", True), ("tests/plot.ipynb", "test", True), ("tests/CMakeLists.txt", "other", True), ("vendor/x/go.mod", "other", False),
     ],
 )  # fmt: skip
 def test_a_path_says_what_a_file_is(path: str, kind: str, indexed: bool) -> None:
@@ -380,6 +392,28 @@ def test_a_title_that_speaks_of_a_kind_of_file_brings_that_kind(
         for task in ("{}", title)
     )
     assert now[path] / now["lib/push.py"] > 2 * before[path] / before["lib/push.py"]
+
+
+@pytest.mark.parametrize("agent", ["terraform-specialist", "sql-specialist", "shell-specialist"])
+def test_a_specialist_of_another_language_than_code_gets_its_files_before_all_others(
+    empty: Repository, agent: str
+) -> None:
+    names = {"terraform": "net.tf", "sql": "net.sql", "shell": "net.sh"}
+    empty.write(**dict.fromkeys([*names.values(), "net.py", "net.yml", "Makefile"], "net = 1\n"))
+    for task in ("", "the net"):
+        assert empty.paths(task, agent=agent)[0] == names[agent.partition("-")[0]]
+
+
+@pytest.mark.parametrize("agent", ["data-scientist", "python-specialist", "machine-learning-engineer"])
+def test_a_notebook_is_found_by_what_its_cells_say_and_not_by_its_pictures(empty: Repository, agent: str) -> None:
+    cell = {
+        "source": ["import numpy as np\n", "# broadcasting of arrays\n"],
+        "outputs": [{"image/png": "broadcasting" * 900}],
+    }
+    empty.write(**{"lab/arrays.ipynb": json.dumps({"cells": [cell]}, indent=1), "lab/tool.py": "def copy(): ...\n"})
+    assert empty.paths("Explain broadcasting of arrays", agent=agent)[0] == "lab/arrays.ipynb"
+    chunks = empty.sql("select body from chunk where chunk match 'broadcasting'")
+    assert len(chunks) == 1 and chunks[0][0].count("broadcasting") == 1, chunks
 
 
 def test_a_specialist_gets_files_in_its_language_first(empty: Repository) -> None:

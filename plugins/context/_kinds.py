@@ -21,6 +21,8 @@ def kind_of(path: str) -> str:
         return "other"
     if is_build_file(name):
         return "config"
+    if name.endswith(".ipynb"):
+        return "source"
     if language == "unknown":
         return "docs" if name in ("readme", "license", "changelog", "authors") else "other"
     if language in PROSE and not fnmatch.fnmatch(name, "requirements*.txt"):
@@ -52,9 +54,7 @@ def is_build_file(name: str) -> bool:
 
 
 SPOKEN_KIND = 0.7  # the least weight of a kind that the task speaks of
-BUILDERS = frozenset(
-    "build ci cloud devops docker kubernetes mlops network observability platform site terraform".split()
-)
+BUILDERS = frozenset("build ci cloud devops docker kubernetes mlops network observability platform site".split())
 
 
 def reading_of(agent_type: str, category: str) -> str:

@@ -12,6 +12,7 @@ SPOKEN_BY = {  # the first word of an agent's type -> the languages that it writ
     "java": ("java", "kotlin"), "spring": ("java", "kotlin"), "kotlin": ("kotlin", "java"), "scala": ("scala", "java"),
     "csharp": ("csharp",), "dotnet": ("csharp",), "c": ("c", "cpp"), "cpp": ("cpp", "c"), "swift": ("swift", "c"),
     "shell": ("shell",), "powershell": ("powershell",), "sql": ("sql",), "html": ("html", "css"),
+    "terraform": ("terraform",),
 }  # fmt: skip
 ANY_LANGUAGE = frozenset(language for languages in SPOKEN_BY.values() for language in languages)
 

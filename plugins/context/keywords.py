@@ -29,6 +29,7 @@ from cco_sidecar_plugins.context._languages import spoken_by
 from cco_sidecar_plugins.context._stop_words import NO_MATCH, STOP_WORDS
 
 WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
+READING = 8  # as many words could be looked for in the time in which a file is read
 MOST = 400  # files that are ranked; to sort all of a large project would hold up all threads
 MAX_FILE = 400_000  # what is longer is data
 
@@ -78,7 +79,7 @@ def matches(request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[
     words = task_words(request.task, WORDS)
     strengths: dict[str, dict[str, float]] = {stem: {} for stem in words}
     sizes = {file.path: file.size for file in request.files if file.size <= MAX_FILE}
-    mean, left = (sum(sizes.values()) + 1) / max(1, len(sizes)), WORK // max(1, len(words))
+    mean, left = (sum(sizes.values()) + 1) / max(1, len(sizes)), WORK // (READING + len(words))
     for path in order if words else ():
         left -= sizes.get(path, 0)
         found = read_text_file(request.root, path, MAX_FILE) if path in sizes and left > 0 else None

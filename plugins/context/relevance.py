@@ -179,7 +179,7 @@ GENERAL_WORDS = frozenset(  # say that something is to be looked at, not what
 # -----------------------------------------------------------------------------------
 
 MARKUP = frozenset("html css sql protobuf graphql terraform shell powershell".split())
-GRAMMARS = (".y", ".yy", ".g4", ".peg", ".pest")  # source in a language of its own
+OWN_LANGUAGE = (".y", ".yy", ".g4", ".peg", ".pest", ".ipynb")  # source in a language of its own
 TEST_FOLDERS = frozenset(
     "test tests testing __tests__ spec specs e2e testdata test-data test_data testsuite fixtures __snapshots__ mocks"
     " __mocks__ playground".split()
@@ -203,9 +203,10 @@ SETUP_NAMES = frozenset(
     "setup.py noxfile.py conf.py tasks.py __version__.py version.py version.go version.rb version.ts version.js".split()
 )
 DATA_NAME = late_pattern(
-    r"\.(map|snap|lock|svg|csv|tsv|ipynb|po|pot)$|[.-]lock\.(json|ya?ml)$|^(go\.sum|npm-shrinkwrap\.json)$|\.min\.(js|css)$",
+    r"\.(map|snap|lock|svg|csv|tsv|po|pot)$|[.-]lock\.(json|ya?ml)$|^(go\.sum|npm-shrinkwrap\.json)$|\.min\.(js|css)$",
     re.IGNORECASE,
 )
+PICTURE = late_pattern(r"(?<=\").{2000,}(?=\")")  # and other output in a notebook, which is one line of it
 PLAIN_NAMES = frozenset("readme license changelog changes contributing authors news history todo".split())
 
 
@@ -226,7 +227,7 @@ def classify(path: str) -> tuple[str, bool]:
         return ("config" if name.startswith("requirements") else "docs"), True
     if language in DATA:
         return ("other" if TEST_FOLDERS & places else "config"), True
-    if language == "unknown" and not name.endswith(GRAMMARS):
+    if language == "unknown" and not name.endswith(OWN_LANGUAGE):
         return "other", False
     made = bool(MADE_NAME.search(name))
     if TEST_FOLDERS & places or TEST_NAME.search(name) or TEST_CLASS.search(name):
@@ -425,7 +426,7 @@ def import_path(family: str, module: str) -> str:
 # ---- The index: files in a SQLite database, written by whole files in transactions
 # -----------------------------------------
 
-SCHEMA_VERSION = 3  # to be raised with every change of the schema, of kinds, words, definitions or imports
+SCHEMA_VERSION = 4  # to be raised with every change of the schema, of kinds, words, definitions or imports
 APPLICATION_ID = 0x63636F72
 SCHEMA = """
 create table meta (key text primary key, value) without rowid;
@@ -601,6 +602,8 @@ class Index:
         if found is None or found[2]:
             return Content()
         text = found[0]
+        if file.path.endswith(".ipynb"):
+            text = PICTURE.sub("", text)
         lines = text.split("\n")
         if len(text) > MAX_LINE * len(lines):
             return Content()
@@ -1452,7 +1455,7 @@ def standing(
         return max(factor, SPOKEN_KIND), True
     if spoken and kind == "markup":
         return (factors["source"], True) if language in spoken else (factor, False)
-    code = kind in ("source", "test", "aux") and language != "unknown"  # GRAMMARS are code in a language of its own
+    code = kind in ("source", "test", "aux") and language != "unknown"  # or one of OWN_LANGUAGE
     if spoken and code and language not in spoken:
         return factor * OTHER_LANGUAGE, False
     return factor, factor >= OWN_KIND

@@ -36,7 +36,10 @@ class NotingEndpoint(Endpoint):
             heard_from(self.sidecar.agents, self.claims.sub, str(self.request.method), self.request.path)
 
     def work(self, path: tuple[str, ...]) -> Coroutine[Any, Any, Any]:
-        return self._heard_out(path) if isinstance(self, StoreResult) else super().work(path)
+        if not isinstance(self, StoreResult):
+            return super().work(path)
+        self.sidecar.agents.tokens.check_revoked(self.claims.sub)  # a long body is read for a while
+        return self._heard_out(path) if self.claims.sub in self.sidecar.agents.active else super().work(path)
 
     async def _heard_out(self, path: tuple[str, ...]) -> Any:
         with heard_out(self.sidecar.agents, self.claims.sub):

@@ -69,6 +69,10 @@ def check_head(head: bytes) -> bytes:
     """A request's head as Tornado may read it, its target in origin form. Raises ApiError for whatever two readers
     might read differently.
     """
+    return check_head_again(head) if len(head) <= REMEMBERED else check_new_head(head)
+
+
+def check_new_head(head: bytes) -> bytes:
     head = head.lstrip(b"\r\n")
     (method, target, version), block = split_head(head)
     fields = check_fields(block)
@@ -123,6 +127,7 @@ def parse_fields(block: bytes, version: str) -> tuple[Fields, int, bool]:
 REMEMBERED = 1_024  # bytes: a client says the same of itself with each request, and often asks for the same again
 parse_fields_again = functools.lru_cache(500)(parse_fields)
 parse_head_again = functools.lru_cache(500)(parse_new_head)
+check_head_again = functools.lru_cache(500)(check_new_head)
 
 
 def split_head(head: bytes) -> tuple[tuple[str, str, str], bytes]:

@@ -717,9 +717,35 @@ def test_facts_are_read_again_where_a_file_could_not_be_read_or_not_in_time(
         else:
             patched.setattr(reports, "time", SimpleNamespace(monotonic=itertools.count(step=5).__next__))
         assert facts() == told
+    reports.GIVEN_UP.clear()  # what takes too long is tried again ten minutes later
     assert facts() == (["one"], "passed", 100.0)
     monkeypatch.setattr(ProjectFiles, "_read", lambda *_: None)
     assert facts() == (["one"], "passed", 100.0), "these are remembered"
+
+
+def test_data_of_coverage_that_take_too_long_are_read_once_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Any] = []
+
+    def slow(file: Any) -> float:
+        tried.append(file)
+        if len(tried) < 3:
+            raise TimeoutError("it takes too long")
+        return 100.0
+
+    monkeypatch.setattr(reports, "measured_percent", slow)
+    now = [1000.0]
+    monkeypatch.setattr(reports, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    coverage_data(tmp_path / ".coverage", MANY_ROWS + BITS)
+    for _ in range(3):  # contexts of three states of the project
+        assert reports.read_coverage(ProjectFiles(tmp_path), 0) is None and len(tried) == 1
+    (tmp_path / ".coverage").unlink()
+    coverage_data(tmp_path / ".coverage", MANY_ROWS + BITS + "create table another (x);")
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) is None and len(tried) == 2
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) is None and len(tried) == 2
+    now[0] += reports.RETRY
+    assert reports.read_coverage(ProjectFiles(tmp_path), 0) == 100.0 and len(tried) == 3
 
 
 def test_an_odd_report_costs_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -186,6 +186,26 @@ def counts_of_source(records: list[Record]) -> tuple[int, int]:
 
 
 def coverage_data_percent(file: File) -> float | None:
+    """``measured_percent``; a file that took too long is not tried again for a while, or each context would take as
+    long.
+    """
+    key = hash(file.content)
+    until, why = GIVEN_UP.get(key, (0.0, ""))
+    if time.monotonic() < until:
+        raise TimeoutError(why)
+    try:
+        return measured_percent(file)
+    except TimeoutError as error:
+        GIVEN_UP.clear()
+        GIVEN_UP[key] = time.monotonic() + RETRY, str(error)
+        raise
+
+
+GIVEN_UP: dict[int, tuple[float, str]] = {}  # by the hash of the last such file: until when, and why
+RETRY = 600.0  # seconds
+
+
+def measured_percent(file: File) -> float | None:
     """Percent of statements that ran, of the data file that coverage.py writes. It holds the lines that ran, as bits,
     or with --branch the jumps between them. It is read from a copy in memory, so nothing beside it is made.
     """

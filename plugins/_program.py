@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import codecs
 import contextlib
+import errno
 import functools
 import io
 import json
@@ -16,10 +17,11 @@ import os
 import re
 import select
 import signal
+import stat
 import sys
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cco_sidecar_plugins._fitting import fitting
@@ -97,6 +99,7 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
 
     def __init__(self, stream: typing.TextIO) -> None:
         super().__init__(stream)
+        self._write_now = direct_writer(stream)
         self._lines: list[str] = []
         logging._srcfile = None  # as Python's documentation says: no line tells from where
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -146,16 +149,47 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
             with contextlib.suppress(OSError, ValueError):  # full or closed: nobody reads
                 while begin < len(text) and self._is_taken(until):
                     end = end_of_piece(text, begin)
-                    self.stream.write(text[begin:end])
-                    super().flush()
+                    self._write(text[begin:end])
                     begin = end
             if begin:
                 self._owed = "" if text[begin - 1] == "\n" else self.terminator
+
+    def _write(self, piece: str) -> None:
+        if self._write_now is None:
+            self.stream.write(piece)
+            return super().flush()
+        content = piece.encode(self.stream.encoding, "backslashreplace")
+        while content:
+            content = content[self._write_now(content) :]
 
     def _is_taken(self, until: float) -> bool:
         with contextlib.suppress(OSError, ValueError):  # no file of the system's, or on Windows no socket
             self._full = not select.select((), (self.stream,), (), max(0, until - time.monotonic()))[1]
         return not self._full
+
+
+def direct_writer(stream: typing.TextIO) -> Callable[[bytes], int] | None:
+    """What writes bytes to the file of ``stream`` past its lock, which a plugin's thread may hold for as long as nobody
+    reads, and raises BlockingIOError where the room in a pipe was filled meanwhile. None for what is no such file.
+    """
+    try:
+        number = stream.fileno()
+        is_pipe = stat.S_ISFIFO(os.fstat(number).st_mode)
+    except (OSError, ValueError):
+        return None
+    if sys.platform == "win32":
+        return None
+
+    def write(content: bytes) -> int:
+        if is_pipe and sys.platform == "linux":
+            try:
+                return os.pwritev(number, [content], -1, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:  # as with older kernels
+                    raise
+        return os.write(number, content)
+
+    return write
 
 
 class PlainFormatter(logging.Formatter):

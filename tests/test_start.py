@@ -1484,6 +1484,51 @@ def test_log_lines_larger_than_the_room_in_a_pipe_are_not_waited_for(character: 
         assert source.read(1_000_000).decode() == ("" if written.endswith("\n") else "\n") + "the next\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot write to a pipe without waiting")
+@pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
+@pytest.mark.parametrize("held_up_by", ["the stream's lock", "a pipe that was filled meanwhile"])
+def test_whoever_floods_the_standard_error_that_nobody_reads_holds_no_log_line_up(
+    level: int, held_up_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    released = threading.Event()
+
+    class Raw(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def fileno(self) -> int:
+            return writer
+
+        def write(self, content: Any) -> int:
+            released.wait(30)
+            return len(content)
+
+    with open(reader, "rb", 0) as source, open(writer, "wb", 0):
+        stream = io.TextIOWrapper(io.BufferedWriter(Raw()), encoding="utf-8")  # type: ignore[type-var]
+        handler = plugin("_program").LogLines(stream)
+        if held_up_by == "the stream's lock":
+            flooding = threading.Thread(target=lambda: (stream.write("x" * 100_000), stream.flush()), daemon=True)
+            flooding.start()
+        else:
+            os.set_blocking(writer, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writer, b"." * select.PIPE_BUF)
+            os.set_blocking(writer, True)
+            monkeypatch.setattr(handler, "_is_taken", lambda until: True)
+        record = logging.makeLogRecord({"msg": "a line", "levelno": level})
+        logs = threading.Thread(target=handler.emit, args=[record], daemon=True)
+        logs.start()
+        logs.join(10)
+        waits = logs.is_alive()
+        content = source.read(1_000_000)
+        released.set()
+        logs.join(10)
+        assert not waits
+        assert content == b"a line\n" if held_up_by == "the stream's lock" else not content.strip(b".")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
 def test_a_reader_of_the_log_that_has_stopped_holds_nobody_up(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(MODULE), "--port", "0", "--storage", str(tmp_path / "storage")]

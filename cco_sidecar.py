@@ -755,7 +755,7 @@ def import_file(file: Path) -> types.ModuleType:
     # Run as a script this module is __main__: without this a plugin's import would make a second copy of every class.
     sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
     if not file.is_file():
-        raise ImportError("it is no file")
+        raise ImportError("it is no file" if file.exists() else "it is not there")
     if (folder := bundled_folder()) and file.is_relative_to(folder):
         package = importlib.machinery.ModuleSpec(PACKAGE, None, is_package=True)
         package.submodule_search_locations = [str(folder)]
@@ -4203,7 +4203,7 @@ class Program:
             parser.add_argument("--type", required=True, help="agent type, for example python-specialist")
         options, unknown = parser.parse_known_args(rest, options)
         if unknown:
-            raise StartError(f"{unknown[0]}: no such command or option; {ABSENT}", WRONG_USE)
+            raise StartError(f"{unknown[0]}: no such command or option, see cco --help; {ABSENT}", WRONG_USE)
         for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
             if name.removeprefix("CCO_SIDECAR_").lower() not in option_table():  # which only plugins may heed
                 raise StartError(f"{name}: no such option; {ABSENT}")

@@ -1204,7 +1204,7 @@ def unloadable(folder: Path) -> dict[str, str]:
         "aborts": "Abort: by the user (aborts.py:4)",
         "unmarked": no_hook, "empty": no_hook,
         "nul": "source code string cannot contain null bytes", "latin": "codec can't decode byte 0xe9",
-        "folder": "it is no file", "gone": "it is no file", "pipe": "it is no file",
+        "folder": "it is no file", "gone": "it is not there", "pipe": "it is no file",
     }  # fmt: skip
 
 

@@ -1069,14 +1069,20 @@ def test_what_comes_together_is_done_in_order_and_in_portions() -> None:
 
 def test_a_crowd_that_events_wake_shares_one_search_in_portions_and_misses_no_event(tmp_path: Path) -> None:
     woken: list[int | None] = []
+    searches: list[Any] = []
 
     class Counting(EventBus):
+        async def search(self, *asked: Any) -> Any:
+            searches.append(asked)
+            return await super().search(*asked)
+
         def wake(self, parked: Iterable[asyncio.Future[int | None]], seq: int | None) -> None:
             woken.extend(seq for _ in parked)
             super().wake(parked, seq)
 
     class Bus(plugin("crowds").CrowdedBus, Counting):  # type: ignore[misc]
         PORTION = 7
+        SHARED_SECONDS = 60.0
 
     async def scene(storage: Storage) -> list[list[int]]:
         bus = Bus(storage, load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Hooks([]))
@@ -1086,6 +1092,7 @@ def test_a_crowd_that_events_wake_shares_one_search_in_portions_and_misses_no_ev
         polls = [asyncio.ensure_future(bus.wait(reader, "noted", WaitQuery(60_000), HangUp())) for reader in claims]
         while bus.statistics()["active_subscriptions"] < 30:
             await asyncio.sleep(0)
+        assert len(searches) == 1
         bodies = [
             {"publisher": "me", "topic": "t", "data": {"n": n, "text": "x" * (n == 2) * 20_000}} for n in range(4)
         ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import sys
+from collections.abc import Coroutine
 from typing import Any, ClassVar
 
 import msgspec
@@ -31,10 +32,11 @@ class SinceEndpoint(Endpoint):
 
     since: ClassVar[Since]
 
-    async def send(self, content: bytes) -> None:
-        if isinstance(self, GetContext):
-            content = await self.since.cut(self, content)
-        await super().send(content)
+    def send(self, content: bytes) -> Coroutine[Any, Any, None]:
+        return self._send_changes(content) if isinstance(self, GetContext) else super().send(content)
+
+    async def _send_changes(self, content: bytes) -> None:
+        await super().send(await self.since.cut(self, content))
 
 
 class OwnContexts(Contexts):

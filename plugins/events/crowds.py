@@ -39,7 +39,8 @@ class CrowdedBus(EventBus):
         self._turns, self._wakes = Turns(self.PORTION), 0
         self._due: dict[Waking, int | None] = {}  # polls, and the numbers of the events that wake them
         self._recent: collections.deque[dict[str, Any]] = collections.deque(maxlen=self.STEP)  # without a gap
-        self._latest: tuple[Any, float, Poll] | None = None  # the last search
+        # The last search that found something, and the last that did not: who is answered soon parks again.
+        self._latest: dict[bool, tuple[Any, float, Poll]] = {}
         self._answered: list[Poll] = []  # in this turn of the loop
 
     def wake_waiters(self, event: NewEvent, seq: int) -> None:
@@ -81,11 +82,12 @@ class CrowdedBus(EventBus):
 
     async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
         asked, now = (channel, filter.text, after, limit, self._wakes), time.monotonic()
-        if self._latest and self._latest[0] == asked and now - self._latest[1] < self.SHARED_SECONDS:
-            return self._latest[2]
+        for before, moment, found in self._latest.values():
+            if before == asked and now - moment < self.SHARED_SECONDS:
+                return found
         found = await super().search(channel, filter, after, limit)
-        if found.rows and asked[-1] == self._wakes:
-            self._latest = (asked, now, found)
+        if asked[-1] == self._wakes:
+            self._latest[bool(found.rows)] = (asked, now, found)
         return found
 
     def step(self, channel: Channel, filter: Filter, after: int) -> tuple[list[Row], int]:

@@ -171,6 +171,10 @@ class Connection(asyncio.Protocol):
         prepared = delegate.headers_received(head.line, head.headers)
         if not head.length and not head.chunked:
             return exchange.end_request(delegate)
+        if exchange.whole and prepared is None:  # neither its time nor its size is to be watched
+            body, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
+            delegate.data_received(body)
+            return exchange.end_request(delegate)
         exchange.expect_body(delegate)
         self._body = Chunks() if head.chunked else Fixed(head.length)
         self._wait_for(prepared, functools.partial(self._welcome, exchange, head))

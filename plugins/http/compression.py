@@ -7,7 +7,8 @@ import collections
 import functools
 import re
 import zlib
-from typing import ClassVar
+from collections.abc import Coroutine
+from typing import Any, ClassVar
 
 from cco_sidecar import MB, Endpoint, hookimpl
 
@@ -24,10 +25,12 @@ class CompressedEndpoint(Endpoint):
 
     compression: ClassVar[Compression]
 
-    async def send(self, content: bytes) -> None:
-        if len(content) >= Compression.LEAST or "ETag" in self._headers:
-            content = await self.compression.filter(self, content)
-        await super().send(content)
+    def send(self, content: bytes) -> Coroutine[Any, Any, None]:
+        short = len(content) < Compression.LEAST and "ETag" not in self._headers
+        return super().send(content) if short else self._send_filtered(content)
+
+    async def _send_filtered(self, content: bytes) -> None:
+        await super().send(await self.compression.filter(self, content))
 
 
 class Compression:

@@ -63,7 +63,7 @@ class RenewingEndpoint(Endpoint):
 
     def common_headers(self) -> dict[str, str]:
         headers, claims = super().common_headers(), self.claims
-        if time.time() < claims.exp <= time.time() + RENEWED_SECONDS and not isinstance(claims, ForeignClaims):
+        if 0 < claims.exp - time.time() <= RENEWED_SECONDS and not isinstance(claims, ForeignClaims):
             headers["X-Refreshed-Token"] = renewed(self.sidecar.tokens, claims)[0]
         return headers
 

@@ -2158,8 +2158,7 @@ class Records:
     )
     # a + before a column keeps SQLite from going by that column's index, in which far more rows match
     latest_result = select_rows(  # of the same agent type on the same issue as a result
-        "select latest.id, latest.project, latest.issue, latest.agent_type, latest.body"
-        " from result join result as latest on latest.project = result.project and latest.issue = result.issue"
+        "select latest.* from result join result as latest using (project, issue)"
         " where +latest.agent_type = result.agent_type and result.id = ? order by latest.seq desc limit 1"
     )
 
@@ -2415,7 +2414,6 @@ class ResultFiles:
     """
 
     NEW = ".new"  # no project can have this name
-    # no link is followed, and no FIFO's reader waited for
     FLAGS = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
     def __init__(self, folder: Path) -> None:
@@ -2443,7 +2441,7 @@ class ResultFiles:
                 if os.path.isdir(path):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 self._written[path] = new = f"{self._new}/{row['id']}"
-                unwritten, file = row["body"], os.open(new, self.FLAGS, 0o600)
+                unwritten, file = row["body"], os.open(new, self.FLAGS, 0o600)  # through no link, to no FIFO
                 try:
                     if beyond:
                         os.truncate(file, beyond.stat().st_size + len(unwritten))
@@ -4441,7 +4439,11 @@ class Pool:
 
         async with asyncio.timeout(self._seconds):
             await self._free.acquire()
-            outcome = in_thread(self._name, functools.partial(function, *arguments, **named))
+            try:
+                outcome = in_thread(self._name, functools.partial(function, *arguments, **named))
+            except RuntimeError:  # the system has no room for a thread
+                self._free.release()
+                raise
             outcome.add_done_callback(release)
             return await asyncio.wrap_future(outcome)
 
@@ -4478,6 +4480,7 @@ def work_from(inbox: queue.SimpleQueue[Any]) -> None:
 
 
 FREE_THREADS: collections.deque[queue.SimpleQueue[Any]] = collections.deque()  # their inboxes, of calls and outcomes
+T = typing.TypeVar("T")
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -4491,9 +4494,6 @@ def write_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-
-
-T = typing.TypeVar("T")
 
 
 if __name__ == "__main__":

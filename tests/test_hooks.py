@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import inspect
 import json
 import operator
@@ -1655,6 +1656,32 @@ def test_who_asks_a_plugin_that_hangs_waits_and_nobody_else(
     assert looks > 2 and [future.result() for future in asked] == [[201, 200, 201]] * 10
     began = time.monotonic()
     assert service.stop() == 0 and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("failures", [1, 2, 5])
+def test_a_pool_works_on_after_the_system_had_no_room_for_a_thread(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    start = threading.Thread.start
+    left = failures
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal left
+        if thread.name == "crowded" and left:
+            left -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def scene() -> None:
+        pool = cco_sidecar.Pool("crowded", 1, 5)
+        for _ in range(failures):
+            with pytest.raises(RuntimeError, match="can't start"):
+                await pool.run(lambda: 1)
+        assert await asyncio.gather(*(pool.run(lambda: 1) for _ in range(4))) == [1] * 4
+
+    monkeypatch.setattr(cco_sidecar, "FREE_THREADS", collections.deque())
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    asyncio.run(scene())
 
 
 def test_a_pool_gives_up_what_hangs_and_does_not_hold_up_the_end(tmp_path: Path) -> None:

@@ -795,6 +795,42 @@ def test_a_harmed_index_is_made_anew(shop: Repository, harm: Callable[[Path], No
     ]
 
 
+def without_chunks(index: Any) -> None:
+    index.database.execute("drop table chunk")
+
+
+def without_symbols(index: Any) -> None:
+    index.database.execute("drop table symbol")
+
+
+def closed(index: Any) -> None:
+    index._second.close()
+
+
+@pytest.mark.parametrize("harm", [without_chunks, without_symbols, closed])
+def test_a_search_that_fails_in_one_of_two_threads_is_waited_for_and_the_index_made_anew(
+    shop: Repository, harm: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.rank("zebra")
+    harm(shop.project().index)
+    in_thread, close = relevance.in_thread, relevance.Index.close
+    searches, waited_for = list[Any](), list[bool]()
+
+    def seen_in_thread(*call: Any) -> Any:
+        searches.append(in_thread(*call))
+        return searches[-1]
+
+    def seen_close(index: Any) -> None:
+        waited_for.append(searches[-1].done())
+        close(index)
+
+    monkeypatch.setattr(relevance, "in_thread", seen_in_thread)
+    monkeypatch.setattr(relevance.Index, "close", seen_close)
+    assert relevance.rank(shop.request("session cookie")) is None
+    assert len(searches) == 1 and waited_for == [True]
+    assert shop.rank("session cookie")[0].path == "shop/session.py"
+
+
 def test_an_index_that_disappears_is_made_anew(shop: Repository) -> None:
     shop.rank("zebra")
     shop.database.unlink()

@@ -55,6 +55,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ from cco_sidecar import (
     RankRequest,
     Sections,
     hookimpl,
+    in_thread,
     is_young,
     language_of,
     read_text_file,
@@ -461,7 +463,9 @@ class Content(Struct):
 
 
 class Index:
-    """The database. One thread at a time; raises sqlite3.Error. Opening makes an empty one where there is none."""
+    """The database. One thread at a time, but for ``beside``; raises sqlite3.Error. Opening makes an empty one where
+    there is none.
+    """
 
     BATCH = (400, 4_000_000)  # files and bytes in a transaction
 
@@ -472,16 +476,19 @@ class Index:
         if not path.exists():
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         self.inode = path.stat().st_ino
-        self.database = sqlite3.connect(path, isolation_level=None, timeout=patience, check_same_thread=False)
+        self.database, self._second = (
+            sqlite3.connect(path, isolation_level=None, timeout=patience, check_same_thread=False) for _ in range(2)
+        )
         try:
             self._prepare()
         except BaseException:
-            self.database.close()
+            self.close()
             raise
 
     def _prepare(self) -> None:
         for pragma in ("journal_mode = wal", "synchronous = normal", "cache_size = -16000"):
             self.database.execute(f"pragma {pragma}")
+        self._second.execute("pragma cache_size = -8000")
         if self._is_empty():  # asked without the lock first: a builder of another process may hold it for long
             with self.transaction():
                 if self._is_empty():
@@ -496,7 +503,17 @@ class Index:
         return bool(self.value("select count(*) from sqlite_schema") == 0)
 
     def close(self) -> None:
+        self._second.close()
         self.database.close()
+
+    @contextlib.contextmanager
+    def beside(self, sql: str, *parameters: Any) -> Iterator[Future[list[Any]]]:
+        """The rows, which another thread looks for while the block runs: SQLite leaves the interpreter to others."""
+        rows = in_thread("relevance", lambda: self._second.execute(sql, parameters).fetchall())
+        try:
+            yield rows
+        finally:
+            wait([rows])  # nobody may close the index before
 
     def value(self, sql: str, *parameters: Any) -> Any:
         row = self.database.execute(sql, parameters).fetchone()
@@ -1133,12 +1150,15 @@ class Ranking:
     def _search(self) -> Scores:
         """The sum of all features of each file that has any."""
         if self.query.terms:
-            self._text()
-            self._symbols()
-            self._definitions()
-            self._path_words()
-            self._parts_of_names()
-            self._commits()
+            # Sorted outside of FTS5, whose own sorter carries every position along.
+            sql = "select rowid, bm25(chunk) as rank from chunk where chunk match ? order by rank limit 4000"
+            with self.index.beside(sql, self.query.match_with_pairs) as chunks:
+                self._symbols()
+                self._definitions()
+                self._path_words()
+                self._parts_of_names()
+                self._commits()
+            self._text(chunks.result())
         self.features = {name: normal(scores) for name, scores in self.features.items()}
         matching = set().union(*self.features.values())
         recent, often = self.past.by_file(self.facts)
@@ -1171,11 +1191,9 @@ class Ranking:
 
     # -- what the query alone says
 
-    def _text(self) -> None:
-        # Sorted outside of FTS5, whose own sorter carries every position along.
-        sql = "select rowid, bm25(chunk) as rank from chunk where chunk match ? order by rank limit 4000"
+    def _text(self, chunks: list[Any]) -> None:
         best: Scores = {}
-        for row, rank in self.index.database.execute(sql, (self.query.match_with_pairs,)).fetchall():
+        for row, rank in chunks:
             id, chunk = divmod(row, MAX_CHUNKS)
             if id in self.facts.files:
                 best.setdefault(id, -rank)

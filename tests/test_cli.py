@@ -347,6 +347,24 @@ def test_a_command_that_fails_says_why_in_one_line(
     assert out == "" and (err.count("\n") == 1 or (words[:2] == ["events", "subscribe"] and err == ""))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("agent spawn --type python-specialist --issue a..b --task x", "cco: 400 REQ_001: issue_id: must be letters"),
+        ("events publish ping --topic x --ttl 0", "cco: 400 EVT_002: ttl_seconds: Expected `float` >= 1.0"),
+        (
+            "results store --agent a..b --agent-type python-specialist --issue i --status success",
+            "cco: 400 REQ_001: agent_id: must be letters",
+        ),
+    ],
+)
+def test_a_field_that_the_service_refuses_is_named_first(
+    cco: Callable[..., tuple[int, str, str]], words: str, said: str
+) -> None:
+    code, _, err = cco(*words.split())
+    assert code > 0 and err.startswith(said) and " - at `" not in err, err
+
+
 # -- finding the service, and being somebody
 
 

@@ -49,11 +49,20 @@ class Refused(StartError):
         self.status, self.content, self.answer = status, content, {}
         try:
             answer = json.loads(content)
-            message = f"{status} {answer['code']}: {answer['message']}"
+            message = f"{status} {answer['code']}: {in_plain_words(answer)}"
             self.answer = answer
         except (ValueError, LookupError, TypeError, RecursionError):
             message = f"{status}: {content[:200].decode('utf-8', 'replace')}"
         super().__init__(f"{message}; {advice}" if advice else message, REFUSED)
+
+
+def in_plain_words(answer: dict[str, Any]) -> str:
+    """The message of an error; of a field that is wrong its name first, in the place of msgspec's path to it."""
+    message, path = str(answer["message"]), (answer.get("details") or {}).get("path", "$")
+    if not message.endswith(place := f" - at `$.{path}`"):
+        return message
+    general = ERRORS[answer["code"]][2] if answer["code"] in ERRORS else ""
+    return f"{path}: {message.removesuffix(place).removeprefix(f'{general}: ')}"
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -46,6 +46,13 @@ class ReadyServer(Server):
         if isinstance(request_callback, Application):
             self._found_again = functools.lru_cache(1000)(request_callback.found)
 
+    @functools.cached_property
+    def ended(self) -> asyncio.Future[None]:
+        """The end of the bodies that are not awaited."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_result(None)
+        return future
+
     def start_request(self, server_conn: object, request_conn: Any) -> httputil.HTTPMessageDelegate:
         if self.xheaders or not isinstance(self.request_callback, Application):
             return super().start_request(server_conn, request_conn)
@@ -66,15 +73,14 @@ class ReadyDelegate(httputil.HTTPMessageDelegate):
 
     _handler: Any = None
     _task: asyncio.Task[None] | None = None
+    _ended: asyncio.Future[None] | None = None  # the end of a body that is awaited
 
     def __init__(self, server: ReadyServer, connection: object, exchange: httputil.HTTPConnection) -> None:
         self._server, self._connection, self._exchange = server, connection, exchange
-        self._ended: asyncio.Future[None] = asyncio.Future()
 
     def headers_received(self, start_line: Any, headers: httputil.HTTPHeaders) -> Awaitable[None] | None:
         request: Any = ShortRequest(self._exchange, self._connection, start_line, headers)
         self._handler, self._values = self._server.endpoint_of(request)
-        request._body_future = self._ended
         framed = start_line.version == "HTTP/2.0"  # where a frame says whether there is a body
         length = headers.get("Content-Length", "0")
         if getattr(self._exchange, "whole", False):
@@ -82,7 +88,9 @@ class ReadyDelegate(httputil.HTTPMessageDelegate):
         else:
             awaited = framed or length != "0" or "Transfer-Encoding" in headers
         if not awaited:
+            request._body_future = self._server.ended
             return None
+        request._body_future = self._ended = asyncio.Future()
         self._run()
         prepared: asyncio.Future[None] = asyncio.Future()
         self._handler._prepared_future = prepared
@@ -109,7 +117,7 @@ class ReadyDelegate(httputil.HTTPMessageDelegate):
             self._go_on()
 
     def _go_on(self) -> None:
-        if not self._ended.done():
+        if self._ended and not self._ended.done():
             self._ended.set_result(None)
         if not self._task:
             self._run()

@@ -35,8 +35,11 @@ Threads: everything lives on the event loop, where a method without ``await`` is
 
 from __future__ import annotations
 
+import gc
 import sys
 
+if gc.isenabled():
+    gc.disable()  # while modules are imported, which stay: collections took 4 % of the start
 if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any interpreter
     sys.exit("cco: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 if __name__ == "__main__" and not sys.flags.safe_path:
@@ -50,7 +53,6 @@ import dataclasses
 import errno
 import functools
 import hashlib
-import importlib
 import importlib.machinery
 import importlib.util
 import inspect
@@ -79,7 +81,6 @@ import typing
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -105,6 +106,7 @@ except ModuleNotFoundError as missing:
     )
     sys.exit(2)
 
+gc.enable()
 __version__ = "1.0.0"
 
 MB = 1024 * 1024
@@ -135,7 +137,7 @@ def option(default: Any, help: str, metavar: str = "VALUE", plugin: str = "") ->
     return dataclasses.field(default_factory=lambda: default, metadata={"option": row})
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
     """Every option: flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the default here.
     plugins/_settings.py adds those that only plugins read, and keys of settings files.
@@ -221,7 +223,7 @@ def option_table() -> dict[str, Option]:
     readers = typing.get_type_hints(settings_class(), include_extras=True)
     return {
         field.name: msgspec.structs.replace(field.metadata["option"], read=readers[field.name].__metadata__[0])
-        for field in fields(settings_class())
+        for field in dataclasses.fields(settings_class())
         if field.metadata
     }
 
@@ -491,6 +493,7 @@ Sections = dict[str, Any]
 # ==== Hooks: what plugins can add, how they are loaded, how they are asked ============================
 
 hookimpl = pluggy.HookimplMarker("cco_sidecar")  # marks an implementation
+PACKAGE = "cco_sidecar_plugins"  # of the bundled plugins
 
 
 class Asks:
@@ -766,9 +769,6 @@ def import_file(file: Path) -> types.ModuleType:
     module.__file__ = str(file)
     importlib.machinery.SourceFileLoader(name, str(file)).exec_module(module)
     return module
-
-
-PACKAGE = "cco_sidecar_plugins"
 
 
 # ==== The sidecar: all parts, started and stopped together, and how fast they answer ==================
@@ -3891,7 +3891,7 @@ class Processes:
         return {item: item for item in found}
 
 
-@dataclass(eq=False)
+@dataclasses.dataclass(eq=False)
 class Running:
     """An agent that has not ended: its row, and what is known of its first process."""
 

@@ -1167,6 +1167,22 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     assert not (tmp_path / "executed").exists()
 
 
+def test_no_garbage_is_looked_for_while_modules_are_imported(tmp_path: Path) -> None:
+    program = """if True:
+        import gc, sys
+        early = []
+        def began(phase, info):
+            module = sys.modules.get("cco_sidecar")
+            if hasattr(module, "argparse") and not hasattr(module, "__version__"):
+                early.append(info)
+        gc.callbacks.append(began)
+        import cco_sidecar
+        print(early, gc.isenabled())
+    """
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("[] True\n", ""), ended
+
+
 def test_no_long_pattern_is_compiled_before_it_is_needed(tmp_path: Path) -> None:
     program = """if True:
         import re._compiler, sys

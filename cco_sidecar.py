@@ -1597,7 +1597,7 @@ class GetHealth(Endpoint):
         self.set_status(200 if healthy else 503)
         return {
             "status": "healthy" if healthy else "unhealthy", "service": "orchestration-sidecar", "version": __version__,
-            "uptime_seconds": int(time.time() - sidecar.started), "project_id": sidecar.settings.project,
+            "uptime_seconds": max(0, int(time.time() - sidecar.started)), "project_id": sidecar.settings.project,
             "instance_id": sidecar.info.instance_id, "checks": checks, "timestamp": iso(),
         }  # fmt: skip
 

@@ -478,6 +478,27 @@ psutil.Process.memory_info = denied
         assert "No space left" in health["checks"]["storage"]
 
 
+@pytest.mark.parametrize("seconds", [-36_000, -60, 36_000])
+def test_a_clock_that_is_set_gives_no_negative_times_and_loses_no_event(
+    make_service: Callable[..., Service], tmp_path: Path, seconds: int
+) -> None:
+    code = f"""
+original = time.time
+time.time = lambda: original() + ({seconds} if FAULT.exists() else 0)
+"""
+    service = faulty(make_service, tmp_path, code)
+    client = service.client(exp=int(time.time()) + 80_000)
+    client.publish("noted", ttl_seconds=86_400)
+    (tmp_path / "fault").touch()
+    status, health = healthy(service)
+    assert status == 200 and health["uptime_seconds"] >= 0
+    client.publish("noted", ttl_seconds=86_400)
+    client.store()
+    assert client.get("/status").json()["events"]["avg_delivery_time_ms"] >= 0
+    found = client.wait(timeout=0)["events"]
+    assert [event["event_type"] for event in found] == ["noted", "noted", "agent_completed"]
+
+
 @pytest.mark.parametrize("call", ["pread(number, *a)", "lstat(path, *a)", "path.samestat(*a)"])
 @pytest.mark.parametrize(
     "error", ["OSError(5, 'Input/output error')", "PermissionError(13, 'Permission denied')", "MemoryError()"]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import hashlib
+import http.client
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -698,6 +700,10 @@ def context_section(request):
         file.write(request.issue_id + "\\n")
     if request.issue_id.startswith("slow"):
         time.sleep(1.5)
+    if request.issue_id.startswith("held"):
+        until = time.monotonic() + 4
+        while not Path({log!r}).with_name("go").exists() and time.monotonic() < until:
+            time.sleep(0.01)
     return {{"counted": len(request.outputs)}}
 """
 
@@ -729,10 +735,21 @@ def test_same_requests_at_the_same_time_are_built_once(
 ) -> None:
     folder, count = builds
     service = make_service("--plugins", str(folder), "--no-watch", *arguments)
-    time.sleep(0.05)
-    with ThreadPoolExecutor(100) as pool:
-        answers = list(pool.map(lambda _: answer_of(service.client(), "slow-1"), range(100)))
-    assert count("slow-1") == 1
+    client = service.client()
+    address = urlsplit(service.url)
+    assert address.hostname
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(100):
+            connection = http.client.HTTPConnection(address.hostname, address.port, timeout=30)
+            connections.append(stack.enter_context(contextlib.closing(connection)))
+            path = "/api/context/held-1/python-specialist"
+            connection.request("GET", path, headers={"Authorization": f"Bearer {client.token}"})
+        until(lambda: count("held-1"))
+        assert client.get("/health").status_code == 200  # what came before it has been read
+        folder.with_name("go").touch()
+        answers = [json.loads(connection.getresponse().read()) for connection in connections]
+    assert count("held-1") == 1
     assert all(answer["context"] == answers[0]["context"] for answer in answers)
     assert sum(answer["cache_hit"] is False for answer in answers) >= 1
     if not arguments:

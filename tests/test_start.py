@@ -1511,6 +1511,7 @@ def test_whoever_floods_the_standard_error_that_nobody_reads_holds_no_log_line_u
     level: int, held_up_by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, writer = os.pipe()
+    os.set_blocking(reader, False)  # nothing may have been written
     released = threading.Event()
 
     class Raw(io.RawIOBase):
@@ -1542,7 +1543,7 @@ def test_whoever_floods_the_standard_error_that_nobody_reads_holds_no_log_line_u
         logs.start()
         logs.join(10)
         waits = logs.is_alive()
-        content = source.read(1_000_000)
+        content = source.read(1_000_000) or b""
         released.set()
         logs.join(10)
         assert not waits

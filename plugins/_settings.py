@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import socket
-import tomllib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ from cco_sidecar import (
     read_path,
     read_text,
 )
+from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins._words import did_you_mean
 
 
@@ -406,12 +406,14 @@ def tables(path: Path) -> tuple[str, Any]:
         raise ValueError(f"it is not UTF-8 (at line {line}, column {column})") from None
     if DEEP_KEY.search(text):
         raise ValueError("a key has over 100 parts")
+    import tomllib  # here alone: where no file is TOML the start does without
+
     table = tomllib.loads(text)
     return text, table.get("tool", {}).get("cco-sidecar", {}) if path.name == "pyproject.toml" else table
 
 
 KEY_PART = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
-DEEP_KEY = re.compile(rf"(?<![\w-]){KEY_PART}(?:\s*+\.\s*+{KEY_PART}){{100}}")  # tomllib's time is their number squared
+DEEP_KEY = late_pattern(rf"(?<![\w-]){KEY_PART}(?:\s*+\.\s*+{KEY_PART}){{100}}")  # a time that grows by their square
 
 
 def line_of(text: str, *keys: str) -> int:

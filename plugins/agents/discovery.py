@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +172,8 @@ def read_agent(base: Path, path: str, program: str, place: str) -> UserAgent:
         raise ValueError(f"it has over {LIMIT // 1024} kB")
     kind, name = KINDS[program], path.rpartition("/")[2]
     if kind.ending == ".toml":
+        import tomllib  # here alone: where no file is TOML the start does without
+
         fields = {
             key: value for key, value in tomllib.loads(text.removeprefix("\ufeff")).items() if isinstance(value, str)
         }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import tomllib
 from typing import Any
 
 from msgspec import Struct
@@ -260,6 +259,8 @@ def add_toml(text: str, addition: Addition) -> tuple[str, str]:
 
 
 def tables(text: str) -> dict[str, Any]:
+    import tomllib  # here alone: where no file is TOML the start does without
+
     try:
         return tomllib.loads(text.removeprefix("\ufeff").replace("\r\n", "\n"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:

@@ -413,7 +413,8 @@ def tables(path: Path) -> tuple[str, Any]:
 
 
 KEY_PART = r"(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
-DEEP_KEY = late_pattern(rf"(?<![\w-]){KEY_PART}(?:\s*+\.\s*+{KEY_PART}){{100}}")  # a time that grows by their square
+# tomllib's time grows by the square of a key's parts.
+DEEP_KEY = late_pattern(rf"(?<![\w-]){KEY_PART}(?:\s*+\.\s*+{KEY_PART}){{100}}")
 
 
 def line_of(text: str, *keys: str) -> int:

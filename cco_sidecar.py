@@ -29,8 +29,7 @@ Units: seconds and bytes everywhere inside; a name says so where it is another o
 
 Threads: everything lives on the event loop, where a method without ``await`` is atomic, except
   * the writer thread of Storage, which alone changes the database, and asks the rules who works next;
-  * worker threads (``Pool``) for what blocks: git, files, processes, and plugins' hooks, which get values and never a
-    part of the service.
+  * worker threads (``Pool``) for what blocks: git, files, processes, and plugins' hooks, which are given values alone.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from __future__ import annotations
 import gc
 import sys
 
-if gc.isenabled():
+if collecting := gc.isenabled():
     gc.disable()  # while modules are imported, which stay: collections took 4 % of the start
 if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any interpreter
     sys.exit("cco: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
@@ -106,7 +105,8 @@ except ModuleNotFoundError as missing:
     )
     sys.exit(2)
 
-gc.enable()
+if collecting:
+    gc.enable()
 __version__ = "1.0.0"
 
 MB = 1024 * 1024

@@ -1167,9 +1167,11 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     assert not (tmp_path / "executed").exists()
 
 
-def test_no_garbage_is_looked_for_while_modules_are_imported(tmp_path: Path) -> None:
-    program = """if True:
+@pytest.mark.parametrize("before", ["enable", "disable"])
+def test_no_garbage_is_looked_for_while_modules_are_imported(tmp_path: Path, before: str) -> None:
+    program = f"""if True:
         import gc, sys
+        gc.{before}()
         early = []
         def began(phase, info):
             module = sys.modules.get("cco_sidecar")
@@ -1180,7 +1182,7 @@ def test_no_garbage_is_looked_for_while_modules_are_imported(tmp_path: Path) -> 
         print(early, gc.isenabled())
     """
     ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (ended.stdout, ended.stderr) == ("[] True\n", ""), ended
+    assert (ended.stdout, ended.stderr) == (f"[] {before == 'enable'}\n", ""), ended
 
 
 def test_no_long_pattern_is_compiled_before_it_is_needed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -897,3 +898,33 @@ def test_a_pipe_that_would_hold_git_is_named_and_the_project_is_read_once_it_is_
         assert facts(await index.state()) == facts(before)
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("name", [".git/tool.pipe", "src/.gitignore", "src/pipe"])
+def test_a_look_that_takes_long_is_watched_once_for_all_and_a_pipe_that_holds_nobody_is_no_fault(
+    readers: tuple[Any, Any], repository: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, look, searches = readers[0], readers[0].look, list[Any]()  # those who come during a look share the next one
+    pipes, searched = index._pipes, threading.Event()
+
+    def slow_look() -> Any:
+        assert searched.wait(30)
+        (repository / name).unlink(missing_ok=True)
+        return look()
+
+    def search(*also: Any) -> None:
+        searches.append(also)
+        try:
+            type(pipes).search(pipes, *also)
+        finally:
+            searched.set()
+
+    monkeypatch.setattr(index, "PATIENCE", 0.01)
+    monkeypatch.setattr(index, "look", slow_look)
+    monkeypatch.setattr(pipes, "search", search)
+
+    async def scene() -> list[Any]:
+        return await asyncio.gather(*(index.state() for _ in range(20)))
+
+    os.mkfifo(repository / name)
+    assert facts(asyncio.run(scene())[0]) == facts(readers[1].look()) and 0 < len(searches) <= 2

@@ -16,12 +16,15 @@ READ_IN_TREE = (".git", ".gitignore", ".gitattributes", ".gitmodules", ".mailmap
 
 
 class Pipes:
-    """The pipes that held git in the repository around ``root``. They are looked for where git is slow."""
+    """The pipes that held git in the repository around ``root``. They are looked for where git is slow; one for whose
+    writer nobody waits is none of them.
+    """
 
     def __init__(self, root: Path) -> None:
         around = (folder for folder in (root, *root.parents) if os.path.lexists(folder / ".git"))
         self._root, self._top = root, next(around, root)
         self._found: list[str] = []
+        self.suspects: list[str] = []  # pipes that the last search came upon, before it let anybody go on
 
     def refuse(self) -> None:
         """Raises GitError where a pipe that was found is still there."""
@@ -40,9 +43,10 @@ class Pipes:
         git += [Path(git[-1], found) for found in [pointer(git[-1] / "commondir")] if found]
         in_git = (path for folder in git for path in pipes_below(str(folder)))
         in_tree = (path for path in pipes_below(str(self._top)) if os.path.basename(path) in READ_IN_TREE)
-        self._found = [*dict.fromkeys((*in_git, *in_tree, *filter(is_pipe, also)))]
+        self.suspects = [*dict.fromkeys((*in_git, *in_tree, *filter(is_pipe, also)))]
+        self._found = [path for path in self.suspects if lets_go(path)]
         if self._found:
-            in_thread("pipes", functools.partial(let_go, tuple(self._found)))
+            in_thread("pipes", functools.partial(let_go, self.suspects))
         self.refuse()
 
 
@@ -53,15 +57,20 @@ def is_pipe(path: str) -> bool:
         return False
 
 
+def lets_go(path: str) -> bool:
+    """Whether somebody waited for the writer of a pipe, and goes on now."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
 def let_go(pipes: Iterable[str]) -> None:
     """Let those go on who wait for the writers of ``pipes``, until for a second nobody has come. Blocks."""
     quiet = 0
     while quiet < 50:  # git opens some files again and again
-        quiet += 1
-        for path in pipes:
-            with contextlib.suppress(OSError):  # nobody waits
-                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-                quiet = 0
+        quiet = 0 if sum(map(lets_go, pipes)) else quiet + 1
         time.sleep(0.02)
 
 

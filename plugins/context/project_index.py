@@ -264,22 +264,28 @@ class ProjectIndex(GitProject):
 
     async def _shared_look(self) -> ProjectState:
         """A look that began since this call; those who wait share one. Raises GitError where a pipe holds git."""
-        self._pipes.refuse()
         if running := self._looking:  # it began before this call, and may have missed what changed since
-            await self._ended(running)
+            await asyncio.wait({running})
         if self._looking is running:
-            self._looking = asyncio.create_task(self._looks.run(self.look))
+            self._looking = asyncio.create_task(self._watched_look())
         assert self._looking is not None
-        return await (await self._ended(self._looking))
+        return await asyncio.shield(self._looking)
 
-    async def _ended(self, look: asyncio.Task[ProjectState]) -> asyncio.Task[ProjectState]:
-        """``look``, once it has ended. Raises GitError where a pipe holds git, and lets it go on."""
+    async def _watched_look(self) -> ProjectState:
+        """A look. Where it takes long, pipes are looked for beside it: one that holds git lets it go on and raises
+        GitError, also at the next looks, until it is gone.
+        """
+        self._pipes.refuse()
+        look = asyncio.create_task(self._looks.run(self.look))
         ended, _ = await asyncio.wait({look}, timeout=self.PATIENCE)
         if not ended:
-            look.add_done_callback(lambda look: look.cancelled() or look.exception())  # nobody may ask for its error
-            await self._looks.run(self._pipes.search, frozenset(self._rules))
-            await asyncio.wait({look})
-        return look
+            search = asyncio.create_task(self._looks.run(self._pipes.search, frozenset(self._rules)))
+            for task in (look, search):  # of which nobody may ask for the error
+                task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            await asyncio.wait({look, search}, return_when=asyncio.FIRST_COMPLETED)
+            if search.done() or self._pipes.suspects:  # git may have gone on only as it was let
+                await search
+        return await look
 
     def _known_now(self) -> ProvenState | None:
         """The last state where events prove that it is still true; the few files of which none tell are looked at."""

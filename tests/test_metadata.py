@@ -456,6 +456,94 @@ OTHERS: dict[str, tuple[Contents, dict[str, str]]] = {
 }  # fmt: skip
 
 
+MAVEN = "<project><parent><groupId>g</groupId><artifactId>top</artifactId><version>1</version></parent>{}</project>"
+MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
+    "Maven's modules, their versions from the parent that names them": (
+        {"pom.xml": "<project><groupId>g</groupId><artifactId>top</artifactId><version>1</version><properties><v>3</v></properties><dependencyManagement>"
+         f"<dependencies>{POM.format('x', 'managed', '<version>2</version>')}</dependencies></dependencyManagement>"
+         "<modules><module>core</module><module>apps/web</module><module>../outside</module></modules></project>",
+         "core/pom.xml": MAVEN.format(f"<artifactId>core</artifactId><dependencies>{POM.format('x', 'managed', '')}"
+                                      f"{POM.format('x', 'property', '<version>${v}</version>')}</dependencies>"),
+         "apps/web/pom.xml": MAVEN.format(f"<artifactId>web</artifactId><dependencies>{POM.format('g', 'core', '<version>1</version>')}</dependencies>"
+                                          "<modules><module>api/other.xml</module></modules>"),
+         "apps/web/api/other.xml": f"<project><artifactId>api</artifactId><dependencies>{POM.format('y', 'z', '<version>${v}</version>')}</dependencies></project>",
+         "samples/pom.xml": MAVEN.format(f"<dependencies>{POM.format('no', 'module', '')}</dependencies>")},
+        {"x:managed": "2", "x:property": "3", "y:z": ""},
+    ),
+    "Maven's modules that name one another": (
+        {"pom.xml": MAVEN.format("<artifactId>a</artifactId><modules><module>b</module></modules>"),
+         "b/pom.xml": MAVEN.format("<artifactId>b</artifactId><modules><module>..</module><module>../b</module></modules>"
+                                   f"<dependencies>{POM.format('x', 'y', '')}</dependencies>")},
+        {"x:y": ""},
+    ),
+    "a .NET solution with central versions": (
+        {"App.sln": "", "Directory.Packages.props": '<Project><ItemGroup><PackageVersion Include="Central" Version="1.2" /><PackageVersion Include="Unused" '
+         'Version="9" /><GlobalPackageReference Include="Everywhere" Version="4" /></ItemGroup></Project>',
+         "Directory.Build.props": '<Project><ItemGroup><PackageReference Include="Shared" Version="$(V)" /></ItemGroup></Project>',
+         "src/App/App.csproj": '\ufeff<Project Sdk="Microsoft.NET.Sdk"><ItemGroup><PackageReference Include="Central" /><PackageReference Include="Own">'
+         '<Version>[2,3)</Version></PackageReference><PackageReference Update="Central" Version="7" /><ProjectReference Include="../Lib/Lib.csproj" />'
+         "</ItemGroup></Project>",
+         "src/Lib/Lib.fsproj": '<Project><ItemGroup><PackageReference Include="Central" VersionOverride="1.3" /></ItemGroup></Project>',
+         "src/Old/packages.config": '<packages><package id="Old" version="5.0" targetFramework="net48" /></packages>'},
+        {"Central": "1.3", "Everywhere": "4", "Old": "5.0", "Own": "[2,3)", "Shared": ""},
+    ),
+    "an old .NET project with a namespace": (
+        {"App.vbproj": '<Project xmlns="http://schemas.microsoft.com/developer/msbuild/2003"><ItemGroup><PackageReference Include="A;B" Version="1" />'
+         "</ItemGroup></Project>"},
+        {"A": "1", "B": "1"},
+    ),
+    "a .NET sample deep in another program": (
+        {"requirements.txt": "flask", "tests/data/x/App.csproj": '<Project><ItemGroup><PackageReference Include="A" /></ItemGroup></Project>'}, {"flask": ""},
+    ),
+    "npm's workspaces": (
+        {"package.json": '{"name": "top", "workspaces": ["./packages/*", "site/", "!packages/old"], "devDependencies": {"eslint": "9", "core": "workspace:*"}}',
+         "packages/core/package.json": '{"name": "core", "dependencies": {"zod": "3"}}', "packages/old/package.json": '{"dependencies": {"no": "1"}}',
+         "packages/core/fixture/package.json": '{"dependencies": {"no": "2"}}', "site/package.json": '{"dependencies": {"core": "1", "vue": "3"}}'},
+        {"eslint": "9", "zod": "3", "vue": "3"},
+    ),
+    "pnpm's workspaces": (
+        {"package.json": '{"name": "top", "dependencies": {"a": "1"}}', "b/c/d/package.json": '{"dependencies": {"e": "2"}}', "f/package.json": "[",
+         "pnpm-workspace.yaml": "packages:  # all\n  - 'b/**' # deep\n  # - g\n  - f\n\ncatalog:\n  - h\n", "h/package.json": '{"dependencies": {"no": "1"}}'},
+        {"a": "1", "e": "2"},
+    ),
+    "Cargo's members": (
+        {"Cargo.toml": '[workspace]\nmembers = ["crates/*"]\n[workspace.dependencies]\nserde = "1"\n',
+         "crates/a/Cargo.toml": '[package]\nname = "a"\n[dependencies]\nserde.workspace = true\ntokio = "1.2"\n',
+         "crates/b/Cargo.toml": '[package]\nname = "b"\n[dependencies]\na = { path = "../a" }\n', "else/Cargo.toml": '[dependencies]\nno = "1"\n'},
+        {"serde": "1", "tokio": "1.2"},
+    ),
+    "mix": (
+        {"mix.exs": 'defmodule A.MixProject do\n  def project do\n    [app: :a, dialyzer: [plt: {:no_warn, "x"}], deps: deps()]\n  end\n\n  defp deps do\n    [\n'
+         '      {:phoenix, "~> 1.7"}, # {:no, "1"}\n      {:git_diff,\n       github: "o/git_diff", ref: "d4"},\n      {:core, in_umbrella: true},\n'
+         '      {:hex_core, ">= 0.1.0", only: :test}\n    ]\n  end\n\n  defp aliases, do: [{:no, "2"}]\nend\n'},
+        {"phoenix": "~> 1.7", "git_diff": "", "hex_core": ">= 0.1.0"},
+    ),
+    "an umbrella of mix": (
+        {"mix.exs": 'def project, do: [apps_path: "apps", deps: deps()]\ndefp deps, do: [{:a, "1"}]\n',
+         "apps/web/mix.exs": 'defp deps do\n  [{:b, "2"}, {:c, [path: "../c"]}]\nend\n', "web/mix.exs": 'defp deps, do: [{:no, "1"}]\n'},
+        {"a": "1", "b": "2", "c": ""},
+    ),
+}  # fmt: skip
+
+
+@table(MODULES)
+def test_dependencies_of_a_project_s_modules(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
+    write(tmp_path, given)
+    assert manifests.read_dependencies(ProjectFiles(tmp_path, given)) == expected
+
+
+def test_a_module_that_cannot_be_read_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    modules = "<modules><module>bad</module><module>ignored</module><module>../outside</module><module>good</module></modules>"
+    good = f"<project><dependencies>{POM.format('x', 'y', '')}</dependencies></project>"
+    write(tmp_path / "outside", {"pom.xml": good.replace("<groupId>x", "<groupId>no")})
+    root = tmp_path / "root"
+    contents: Contents = {"pom.xml": f"<project>{modules}</project>", "bad/pom.xml": "<project>", "good/pom.xml": good}
+    write(root, contents | {"ignored/pom.xml": good.replace("<groupId>x", "<groupId>no")})
+    with caplog.at_level(logging.WARNING, "cco"):
+        assert manifests.read_dependencies(ProjectFiles(root, contents)) == {"x:y": ""}
+    assert sorted(record.getMessage().split(": ")[1] for record in caplog.records) == ["left out"] * 3
+
+
 @table(OTHERS)
 def test_dependencies_of_other_languages(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
     write(tmp_path, given)
@@ -633,13 +721,17 @@ SLOW: Contents = {
     "Gemfile": "=begin\n" * (N // 4) + "\n" * N,
     "pom.xml": "<project><properties><a>" + "${a}" * (N // 2) + "</a></properties><dependencies>"
     + POM.format("${a}${a}${a}", "a", "") * 1000 + "</dependencies></project>",
+    "mix.exs": "defp deps\n" * 50_000 + "{:a," + " " * N + "{:a" * N,
+    "App.csproj": "<Project><ItemGroup>" + '<PackageReference Include="' + ";" * N + '"/></ItemGroup></Project>',
+    "pnpm-workspace.yaml": "packages:\n" + "- " + "*a" * 50_000 + "\n" + "- **\n" * 100_000,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SLOW)
 def test_no_manifest_keeps_a_thread_busy(tmp_path: Path, name: str) -> None:
-    write(tmp_path, {name: SLOW[name]})
+    write(tmp_path, {"package.json": "{}"} | {name: SLOW[name]})
+    listed = frozenset({name, "package.json", *(f"{'a/' * 90}{number}/package.json" for number in range(1000))})
     started = time.thread_time()
-    manifests.read_dependencies(ProjectFiles(tmp_path))
-    manifests.read_python_version(ProjectFiles(tmp_path))
+    manifests.read_dependencies(ProjectFiles(tmp_path, listed))
+    manifests.read_python_version(ProjectFiles(tmp_path, listed))
     assert time.thread_time() - started < 4

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Container, Set
+from collections.abc import Callable, Collection, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,7 +37,7 @@ REPORTS = (  # files that tell about a project and may be ignored by git, so the
 class ProjectFiles:
     """The files below ``root`` that may be read; with ``listed`` only those (and REPORTS, which git may ignore)."""
 
-    def __init__(self, root: Path, listed: Container[str] | None = None) -> None:
+    def __init__(self, root: Path, listed: Collection[str] | None = None) -> None:
         self.root = os.path.realpath(root)
         self._listed = listed
         self.incomplete = False  # a file that is there could not be read, or not in time: later it may be
@@ -57,6 +57,11 @@ class ProjectFiles:
             shows_content = type(error).__module__ == "configparser"  # its message quotes lines of the file
             self.tell(name, type(error).__name__ if shows_content else one_line(error)[:200])
             return None
+
+    def ending_with(self, *endings: str) -> list[str]:
+        """The listed files whose names end so, in any case; those near the root first, at most 300."""
+        found = [name for name in self._listed or () if name.lower().endswith(endings)]
+        return sorted(found, key=lambda name: (name.count("/"), name))[:300]
 
     def moment(self, name: str) -> int | None:
         """When the file was last changed, in nanoseconds; None where there is none. Blocks."""

@@ -1,8 +1,9 @@
 """Dependencies and versions out of the project's manifests, for the section ``metadata`` of contexts.
 
 Read are pyproject.toml, setup.cfg, setup.py (never run), requirements.txt, package.json, Cargo.toml, go.mod, pom.xml,
-build.gradle, Gemfile and composer.json, each in the root, and what requirements.txt and setup.cfg include from inside
-it. What cannot be read tells nothing, and costs one line in the log.
+build.gradle, Gemfile, composer.json and mix.exs, each in the root, what requirements.txt and setup.cfg include from
+inside it, and the modules that package.json, Cargo.toml, pom.xml, mix.exs or a .NET solution have there. What cannot be
+read tells nothing, and costs one line in the log.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cco_sidecar import ContextRequest, ProjectState, Sections, hookimpl
 from cco_sidecar_plugins._patterns import late_pattern
+from cco_sidecar_plugins.context._modules import (
+    Versions,
+    dotnet_dependencies,
+    has_solution,
+    maven_dependencies,
+    members,
+    merged,
+    package_members,
+    umbrella_members,
+)
 from cco_sidecar_plugins.context._parsing import Facts, File, ProjectFiles, remembered
 from cco_sidecar_plugins.context._urls import without_credentials
-
-if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
-
-Versions = dict[str, str]  # by name: the bounds as the manifest gives them; alternatives are joined by " || "
 
 
 @hookimpl
@@ -60,22 +66,16 @@ def read_dependencies(files: ProjectFiles) -> Versions:
         ("package.json", package_json_dependencies),
         ("Cargo.toml", cargo_dependencies),
         ("go.mod", go_mod_dependencies),
-        ("pom.xml", pom_dependencies),
+        ("pom.xml", maven_dependencies),
         ("build.gradle", gradle_dependencies),
         ("build.gradle.kts", gradle_dependencies),
         ("Gemfile", gemfile_dependencies),
         ("composer.json", composer_dependencies),
+        ("mix.exs", mix_dependencies),
     )
-    return presentable(merged(files.parsed(name, parse) or {} for name, parse in parsers))
-
-
-def merged(tables: Iterable[Versions]) -> Versions:
-    """All names; of each the first version that is not empty."""
-    found: Versions = {}
-    for table in tables:
-        for name, version in table.items():
-            found[name] = found.get(name) or version
-    return found
+    found = merged(files.parsed(name, parse) or {} for name, parse in parsers)
+    dotnet = dotnet_dependencies(files) if not found or has_solution(files) else {}
+    return presentable(merged((found, dotnet)))
 
 
 def presentable(versions: Versions) -> Versions:
@@ -381,18 +381,29 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def package_json_dependencies(file: File) -> Versions:
-    return json_dependencies(
-        file, "optionalDependencies", "dependencies", "devDependencies", "peerDependencies"
-    )  # npm lets the optional ones override
+    """The project's own, then those of its workspaces, which are none themselves."""
+    found, names = list[Versions](), set[str]()
+
+    def read(package: File) -> dict[str, Any]:
+        data = package.table(package.json())
+        names.add(str(data.get("name")))
+        found.append(packages_of(package, data, *NPM))
+        return data
+
+    for member in package_members(file, read(file)):
+        file.files.parsed(member, read)
+    return {name: version for name, version in merged(found).items() if name not in names}
+
+
+NPM = ("optionalDependencies", "dependencies", "devDependencies", "peerDependencies")  # the first overrides
 
 
 def composer_dependencies(file: File) -> Versions:
-    found = json_dependencies(file, "require", "require-dev")
+    found = packages_of(file, file.json(), "require", "require-dev")
     return {name: version for name, version in found.items() if "/" in name}  # php and its extensions have none
 
 
-def json_dependencies(file: File, *sections: str) -> Versions:
-    data = file.json()
+def packages_of(file: File, data: Any, *sections: str) -> Versions:
     return merged(
         {name: value if isinstance(value, str) else "" for name, value in file.table(data, section).items()}
         for section in sections
@@ -400,12 +411,25 @@ def json_dependencies(file: File, *sections: str) -> Versions:
 
 
 def cargo_dependencies(file: File) -> Versions:
-    data = file.toml()
-    shared = file.table(data, "workspace", "dependencies")
+    """The project's own, then those of its workspace's members, which are none themselves."""
+    workspace, names = file.table(file.toml(), "workspace"), set[str]()
+    shared, found = file.table(workspace, "dependencies"), list[Versions]()
+
+    def read(member: File) -> None:
+        data = member.toml()
+        names.add(str(member.table(data, "package").get("name")))
+        found.append(crate_dependencies(member, data, shared))
+
+    read(file)
+    for name in members(file, workspace.get("members")):
+        file.files.parsed(name, read)
+    return {name: version for name, version in merged((*found, crates(shared, {}))).items() if name not in names}
+
+
+def crate_dependencies(file: File, data: dict[str, Any], shared: dict[str, Any]) -> Versions:
     places = [data, *(file.table(data, "target", target) for target in file.table(data, "target"))]
     kinds = ("dependencies", "dev-dependencies", "dev_dependencies", "build-dependencies", "build_dependencies")
-    tables = [file.table(place, kind) for kind in kinds for place in places]
-    return merged(crates(table, shared) for table in (*tables, shared))
+    return merged(crates(file.table(place, kind), shared) for kind in kinds for place in places)
 
 
 def crates(table: dict[str, Any], shared: dict[str, Any]) -> Versions:
@@ -436,43 +460,6 @@ def go_mod_dependencies(file: File) -> Versions:
     return found
 
 
-def pom_dependencies(file: File) -> Versions:
-    """The project's own and its profiles', not those of build plugins. Versions also come out of
-    ``dependencyManagement`` and properties of the same file; "" where a parent gives them.
-    """
-    pom = file.xml()
-    if pom.tag != "project":
-        raise ValueError(f"it is no Maven project but <{pom.tag}>")
-    properties = {item.tag: (item.text or "").strip() for item in pom.iterfind("properties/*")}
-    for name in ("groupId", "artifactId", "version"):
-        inherited = (pom.findtext(f"parent/{name}") or "").strip()
-        properties[f"project.parent.{name}"] = inherited
-        properties[f"project.{name}"] = properties[f"pom.{name}"] = (pom.findtext(name) or "").strip() or inherited
-    managed = artifacts(pom.iterfind("dependencyManagement/dependencies/dependency"), properties)
-    own = [*pom.iterfind("dependencies/dependency"), *pom.iterfind("profiles/profile/dependencies/dependency")]
-    return {name: version or managed.get(name, "") for name, version in artifacts(own, properties).items()}
-
-
-def artifacts(items: Iterable[Element], properties: dict[str, str]) -> Versions:
-    found: Versions = {}
-    for item in items:
-        group, artifact, version = (
-            filled(item.findtext(name, ""), properties) for name in ("groupId", "artifactId", "version")
-        )
-        if group and artifact:
-            found[f"{group}:{artifact}"] = found.get(f"{group}:{artifact}") or version
-    return found
-
-
-def filled(text: str, properties: dict[str, str]) -> str:
-    """``text`` with its properties' values; "" where one is not known here."""
-    for _ in range(10):  # properties may name others, and one another
-        if "${" not in text or len(text) > 500:
-            break
-        text = re.sub(r"\$\{([^${}]+)\}", lambda match: properties.get(match[1], "${}")[:500], text)
-    return "" if "${" in text else text.strip()
-
-
 GRADLE = late_pattern(
     r"""(?m)^[ \t]*\w*(?:[iI]mplementation|[aA]pi|[cC]ompileOnly|[rR]untimeOnly|[aA]nnotationProcessor|kapt|ksp)\b"""
     r"""[\s(]*(?:(?:enforcedP|p)latform\s*\(\s*)?"""
@@ -488,6 +475,30 @@ def gradle_dependencies(file: File) -> Versions:
     for together, version, group, name, other in GRADLE.findall(text):
         version = version or other
         found.setdefault(together or f"{group}:{name}", "" if "$" in version else version)
+    return found
+
+
+MIX = late_pattern(  # a dependency, not an application of the same umbrella
+    r"""\{\s*:"?(\w+)"?\s*,\s*(?:"([^"\n]*)"|(?:\[\s*)?(?!in_umbrella)[a-z_]+:[^:]|[a-z_]+\()"""
+)
+
+
+def mix_dependencies(file: File) -> Versions:
+    """The project's own, and those of an umbrella's applications."""
+    return merged(file.files.parsed(name, mix_file) or {} for name in (file.name, *umbrella_members(file)))
+
+
+def mix_file(file: File) -> Versions:
+    """The tuples in functions whose names speak of ``deps``; the file is not run."""
+    lines, inside = list[str](), False
+    for line in file.text().splitlines():
+        if function := re.match(r"\s*defp?\s+(\w+)", line):
+            inside = "deps" in function[1]
+        if inside:
+            lines.append(re.sub(r"(^|\s)#(?!\{).*", "", line))
+    found: Versions = {}
+    for name, version in MIX.findall("\n".join(lines)):
+        found.setdefault(name, version)
     return found
 
 

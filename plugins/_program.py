@@ -173,23 +173,26 @@ def direct_writer(stream: typing.TextIO) -> Callable[[bytes], int] | None:
     reads, and raises BlockingIOError where the room in a pipe was filled meanwhile. None for what is no such file.
     """
     try:
-        number = stream.fileno()
-        is_pipe = stat.S_ISFIFO(os.fstat(number).st_mode)
+        is_pipe = stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
     except (OSError, ValueError):
         return None
     if sys.platform == "win32":
         return None
 
     def write(content: bytes) -> int:
-        if is_pipe and sys.platform == "linux":
+        number = stream.fileno()  # asked for each time: the number of a file that was closed may be another's
+        if is_pipe and DO_NOT_WAIT:
             try:
-                return os.pwritev(number, [content], -1, os.RWF_NOWAIT)
+                return os.pwritev(number, [content], -1, DO_NOT_WAIT)
             except OSError as error:
-                if error.errno != errno.EOPNOTSUPP:  # as with older kernels
+                if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):  # as with older kernels
                     raise
         return os.write(number, content)
 
     return write
+
+
+DO_NOT_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux has it, but not with every C library
 
 
 class PlainFormatter(logging.Formatter):

@@ -1553,6 +1553,35 @@ def test_whoever_floods_the_standard_error_that_nobody_reads_holds_no_log_line_u
         assert content == b"a line\n" if held_up_by == "the stream's lock" else not content.strip(b".")
 
 
+REFUSING = "def refused(*_):\n    raise OSError(errno.{}, '')\nos.pwritev = refused"
+
+
+@pytest.mark.parametrize(
+    "lacking", ["vars(os).pop('RWF_NOWAIT', 0)", REFUSING.format("ENOSYS"), REFUSING.format("EOPNOTSUPP")]
+)
+def test_a_log_line_is_written_where_a_write_to_a_pipe_cannot_be_told_not_to_wait(lacking: str) -> None:
+    program = f"""
+import errno, logging, os, sys
+{lacking}
+import cco_sidecar
+cco_sidecar.bundled_class(cco_sidecar.Program, "_program", "WholeProgram")
+from cco_sidecar_plugins._program import LogLines
+LogLines(sys.stderr).emit(logging.makeLogRecord({{"msg": "a line", "levelno": logging.INFO}}))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.stderr == "a line\n" and ended.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the stream itself is written to")
+def test_no_log_line_gets_into_a_file_that_has_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w", encoding="utf-8") as stream:
+        handler, number = plugin("_program").LogLines(stream), stream.fileno()
+    with open(tmp_path / "others", "wb") as others:
+        assert others.fileno() == number
+        handler.emit(logging.makeLogRecord({"msg": "a line", "levelno": logging.ERROR}))
+    assert (tmp_path / "others").read_bytes() == b""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
 def test_a_reader_of_the_log_that_has_stopped_holds_nobody_up(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(MODULE), "--port", "0", "--storage", str(tmp_path / "storage")]

@@ -365,6 +365,12 @@ def test_a_field_that_the_service_refuses_is_named_first(
     assert code > 0 and err.startswith(said) and " - at `" not in err, err
 
 
+@pytest.mark.parametrize("details", ["text", ["path"], 5, None, {"path": 1}, {}])
+def test_a_refusal_whose_details_are_none_of_ours_is_told(details: object) -> None:
+    content = json.dumps({"code": "BAD", "message": "Not this one", "details": details}).encode()
+    assert str(plugin("_client").Refused(418, content)) == "418 BAD: Not this one"
+
+
 # -- finding the service, and being somebody
 
 

@@ -58,7 +58,8 @@ class Refused(StartError):
 
 def in_plain_words(answer: dict[str, Any]) -> str:
     """The message of an error; of a field that is wrong its name first, in the place of msgspec's path to it."""
-    message, path = str(answer["message"]), (answer.get("details") or {}).get("path", "$")
+    message, details = str(answer["message"]), answer.get("details")
+    path = details.get("path", "") if isinstance(details, dict) else ""
     if not message.endswith(place := f" - at `$.{path}`"):
         return message
     general = ERRORS[answer["code"]][2] if answer["code"] in ERRORS else ""

@@ -974,7 +974,7 @@ class Metrics:
     """Response times and errors of the last minute, of 20,000 requests at most."""
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
+        self.began = time.monotonic()
         self._requests = collections.deque[tuple[float, float, bool]](maxlen=20_000)  # when, seconds, failed
 
     def record(self, duration: float, *, failed: bool) -> None:
@@ -985,7 +985,7 @@ class Metrics:
         recent = [request for request in self._requests if request[0] >= now - 60]
         times = sorted(duration * 1000 for _, duration, _ in recent) or [0.0]
         p95, p99 = (times[max(0, math.ceil(share * len(times)) - 1)] for share in (0.95, 0.99))  # by nearest rank
-        since = self._started if len(self._requests) < 20_000 else self._requests[0][0]
+        since = self.began if len(self._requests) < 20_000 else self._requests[0][0]
         span = max(1.0, min(60.0, now - since))
         figures = {
             "avg_response_time_ms": sum(times) / len(times), "p95_response_time_ms": p95, "p99_response_time_ms": p99,
@@ -1597,7 +1597,7 @@ class GetHealth(Endpoint):
         self.set_status(200 if healthy else 503)
         return {
             "status": "healthy" if healthy else "unhealthy", "service": "orchestration-sidecar", "version": __version__,
-            "uptime_seconds": max(0, int(time.time() - sidecar.started)), "project_id": sidecar.settings.project,
+            "uptime_seconds": int(time.monotonic() - sidecar.metrics.began), "project_id": sidecar.settings.project,
             "instance_id": sidecar.info.instance_id, "checks": checks, "timestamp": iso(),
         }  # fmt: skip
 

@@ -862,17 +862,15 @@ def fingerprint(root: Path) -> dict[str, str]:
     }
 
 
-def test_the_demonstration_takes_seconds_and_leaves_no_trace(tmp_path: Path, repository: Path) -> None:
+def test_the_demonstration_runs_into_no_time_limit_and_leaves_no_trace(tmp_path: Path, repository: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     before, processes = fingerprint(repository), {process.pid for process in marked_processes()}
-    began = time.monotonic()
     environment = clean_environment(TMPDIR=str(temporary), XDG_STATE_HOME=str(tmp_path / "state"))
     command = [sys.executable, str(MODULE), "demo"]
     ended = subprocess.run(command, cwd=repository / "src", env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert time.monotonic() - began < 15
-    assert ended.stderr == ""
+    assert ended.stderr == ""  # each wait that is not answered in time ends it, or is told here
     for said in (
         "spawned as a real process",
         "test-engineer woke",
@@ -885,6 +883,19 @@ def test_the_demonstration_takes_seconds_and_leaves_no_trace(tmp_path: Path, rep
     assert fingerprint(repository) == before and git(repository, "status", "--porcelain") == ""
     assert list(temporary.iterdir()) == [] and not (tmp_path / "state").exists()
     until(lambda: {process.pid for process in marked_processes()} <= processes)
+
+
+def test_a_demonstration_whose_service_had_to_be_killed_says_so(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = plugin("demo").Demo(repository, tmp_path)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as service:
+        assert service.stdout and service.stdout.readline()
+        monkeypatch.setattr(demo, "END_SECONDS", 0.1)
+        monkeypatch.setattr(demo, "_service", service)
+        demo.end()
+    assert "was killed" in capsys.readouterr().err and service.returncode
 
 
 def test_output_that_nobody_reads_any_more_is_no_error(here: Here) -> None:

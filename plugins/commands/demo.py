@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cco_sidecar
-from cco_sidecar import GOOD, REFUSED, StartError, hookimpl, option_parser, settings_from
+from cco_sidecar import GOOD, REFUSED, StartError, complain, hookimpl, option_parser, settings_from
 from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._client import Client
 from cco_sidecar_plugins.commands._table import Command, add_commands
@@ -49,6 +49,7 @@ class Demo:
 
     ISSUE = "demo-1"
     TASK = "Find where the program starts and describe what it does"
+    END_SECONDS = 10.0  # in which the service ends, which it does at once
 
     def __init__(self, root: Path, folder: Path) -> None:
         self._root, self._folder = root, folder
@@ -144,13 +145,14 @@ class Demo:
         self._service.wait()
 
     def end(self) -> None:
+        """End the service. That it had to be killed is told."""
         if self._service and self._service.poll() is None:
             self._service.terminate()
             try:
-                self._service.wait(10)
+                self._service.wait(self.END_SECONDS)
             except subprocess.TimeoutExpired:
-                self._service.kill()
-                self._service.wait()
+                complain(f"the service did not end within {self.END_SECONDS:.0f} s and was killed")
+                self._crash()
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._began:6.2f} s  {text}", flush=True)

@@ -3275,9 +3275,9 @@ def git_output(command: list[str], environ: dict[str, str]) -> bytes:
     except OSError as error:
         raise GitError(f"git cannot be run: {error.strerror}") from None
     if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").splitlines()
-        why = next((line for line in said if line.startswith(("error: ", "fatal: "))), f"it ended by {done.returncode}")
-        raise GitError("git: " + redact(MACHINE_PATH.sub(r"\1", why))[0], done.stdout)
+        said = re.search(r"(?ms)^(?:error|fatal): (?:(?!\nusage: ).){,4000}", done.stderr.decode("utf-8", "replace"))
+        why = MACHINE_PATH.sub(r"\1\2", said[0] if said else f"it ended by {done.returncode}")
+        raise GitError(f"git: {' '.join(redact(why)[0].split())}"[:500], done.stdout)
     return done.stdout
 
 
@@ -3294,7 +3294,8 @@ class GitMissing(GitError):
 
 
 LIST_SETTINGS = ("config", "--list", "--show-scope", "--name-only", "-z")  # whose output a caller may know: ``listed``
-MACHINE_PATH = re.compile(r"(?:[A-Za-z]:)?(?<![\w.])[\\/](?:[^'\"\n]*[\\/])?([^\s'\"\\/]+)")
+# In the command that git asks its user for, the whole path is needed.
+MACHINE_PATH = re.compile(r"(safe\.directory .*)|(?:[A-Za-z]:)?(?<![\w.])[\\/](?:[^'\"\n]*[\\/])?([^\s'\"\\/]+)")
 HARMLESS_GIT = (  # what a repository's own configuration could have git run, and what would change its output
     "core.quotepath=off", "core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "diff.external=",
     "log.showSignature=false", "log.showRoot=true", "log.diffMerges=separate", "diff.orderFile=/dev/null",
@@ -3302,9 +3303,8 @@ HARMLESS_GIT = (  # what a repository's own configuration could have git run, an
     # looking into them would go by their own configurations
     "diff.ignoreSubmodules=dirty", "diff.submodule=short", "status.submoduleSummary=false",
 )  # fmt: skip
-GIT_ELSEWHERE = re.compile(  # what git sets for its helpers leads elsewhere; a user's own settings go on
-    r"GIT_(?!(?:CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM|COUNT|(?:KEY|VALUE)_\d+)|CEILING_DIRECTORIES)\Z)"
-)
+# What git sets for its helpers leads elsewhere; a user's own settings go on.
+GIT_ELSEWHERE = re.compile(r"GIT_(?!(?:CONFIG_(?:GLOBAL|(?:NO)?SYSTEM|COUNT|(?:KEY|VALUE)_\d+)|CEILING_DIRECTORIES)\Z)")
 GIT_ENVIRONMENT = {  # without optional locks reading never writes the index, which would look like a change
     "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C",
     "CCO_EMPTY": "", "CCO_FALSE": "false",

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import git, make_repository, plugin, until
+from conftest import MODULE, Service, clean_environment, git, make_repository, plugin, until
 
 import cco_sidecar
 from cco_sidecar import GitError, ProjectState
@@ -494,6 +495,106 @@ def test_where_git_fails_nothing_that_it_ignores_is_listed_and_the_error_says_wh
         with pytest.raises(GitError, match=r"git: (fatal|error): ") as caught:
             reader.look()
         assert str(tmp_path) not in str(caught.value) and "/nonexistent" not in str(caught.value)
+
+
+def unknown_extensions(root: Path, *names: str) -> None:
+    with (root / ".git/config").open("a") as file:
+        file.write("[core]\n\trepositoryFormatVersion = 1\n[extensions]\n")
+        file.writelines(f"\t{name} = true\n" for name in names)
+
+
+def another_owner(root: Path) -> None:
+    """As if the repository were another user's."""
+    cco_sidecar.GIT_ENVIRONMENT["GIT_TEST_ASSUME_DIFFERENT_OWNER"] = "1"
+
+
+LONG_REASONS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "another owner": (
+        another_owner,
+        r"detected dubious ownership in repository at 'repository' .*git config --global --add safe\.directory {root}",
+    ),
+    "unknown extensions": (
+        lambda root: unknown_extensions(root, "later", "tomorrow"),
+        "unknown repository extensions found: later tomorrow",
+    ),
+    "an extension of a later version": (
+        lambda root: git(root, "config", "extensions.objectFormat", "sha1"),
+        "v1-only extensions? found: .*objectformat",
+    ),
+    "the index": (lambda root: (root / ".git/index").write_bytes(bytes(400)), "bad signature .*index file corrupt"),
+}
+
+
+@pytest.mark.parametrize("name", LONG_REASONS)
+def test_a_reason_of_git_with_several_lines_is_said_whole_in_one(
+    home: Path, readers: tuple[Any, Any], repository: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(cco_sidecar, "GIT_ENVIRONMENT", dict(cco_sidecar.GIT_ENVIRONMENT))
+    damage, reason = LONG_REASONS[name]
+    damage(repository)
+    for reader in readers:
+        with pytest.raises(GitError) as caught:
+            reader.look()
+        said = str(caught.value)
+        assert re.fullmatch("git: (fatal|error): .*" + reason.format(root=re.escape(str(repository))), said), said
+
+
+def test_what_the_log_an_answer_and_the_doctor_say_of_git_is_its_whole_reason(
+    make_service: Callable[..., Service], repository: Path, tmp_path: Path
+) -> None:
+    unknown_extensions(repository, "later", "tomorrow")
+    service, reason = make_service(), "git: fatal: unknown repository extensions found: later tomorrow"
+    answer = service.client().get("/api/context/issue-1/python-specialist")
+    assert (answer.status_code, answer.json()["code"]) == (500, "CTX_001")
+    assert answer.json()["message"] == f"The project cannot be read: {reason}"
+    assert f"the project cannot be read: {reason}\n" in service.log
+    command = [sys.executable, str(MODULE), "doctor", "--root", str(repository), "--storage", str(tmp_path / "other")]
+    told = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), check=False)
+    assert f"{reason}\n" in told.stdout, told
+
+
+def test_a_reason_of_git_is_redacted_and_bounded_and_no_manual(home: Path, repository: Path) -> None:
+    with pytest.raises(GitError, match=r"^git: error: unknown option `no-such-option'$"):
+        cco_sidecar.ask_git(repository, "config", "--no-such-option")
+    secret = "AKIA" + "QWERTYUIOPASDFGH"
+    with pytest.raises(GitError, match=r"^git: fatal: .*\[REDACTED\]") as caught:
+        cco_sidecar.ask_git(repository, "log", secret)
+    assert secret not in str(caught.value)
+    unknown_extensions(repository, *(f"later{number}" for number in range(200)))
+    with pytest.raises(GitError, match="later0 later1 later2 ") as caught:
+        cco_sidecar.ask_git(repository, "log")
+    assert len(str(caught.value)) <= 500
+
+
+NO_REMOTE: dict[str, Callable[[Path], Any]] = {
+    "no remote": lambda root: None,
+    "changes": lambda root: ((root / "src/main.py").write_text("changed\n"), (root / "new.py").write_text("new\n")),
+    "staged changes": lambda root: ((root / "new.py").write_text("new\n"), git(root, "add", ".")),
+    "another branch": lambda root: git(root, "checkout", "-q", "-b", "other"),
+    "no branch": lambda root: git(root, "checkout", "-q", "--detach"),
+}
+
+
+@pytest.mark.parametrize("name", NO_REMOTE)
+def test_no_question_to_git_fails_in_an_ordinary_repository_without_a_remote(
+    home: Path, readers: tuple[Any, Any], repository: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    git(repository, "remote", "remove", "origin")
+    NO_REMOTE[name](repository)
+    ask, failed = cco_sidecar.git_output, list[Any]()
+
+    def ask_and_note(command: list[str], environ: dict[str, str]) -> bytes:
+        try:
+            return ask(command, environ)
+        except GitError as error:
+            failed.append((command, error))
+            raise
+
+    monkeypatch.setattr(cco_sidecar, "git_output", ask_and_note)
+    for reader in readers:
+        git_state = reader.look().git
+        assert git_state.recent_commits and (git_state.remote, git_state.remote_url) == (None, None)
+    assert not failed
 
 
 @pytest.mark.parametrize(

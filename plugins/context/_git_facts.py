@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import secrets
 import typing
 from collections.abc import Iterator, Sequence, Set
@@ -324,11 +325,15 @@ def without_databases(root: Path, names: list[str]) -> list[str]:
 
 def read_remote(root: Path) -> tuple[str | None, str | None]:
     """(name, URL) of origin, else of the first remote. Blocks."""
-    listed = split_z(run_git(root, "config", "-z", "--get-regexp", r"^remote\..*\.url$"))
-    pairs = [clean_text(pair).partition("\n") for pair in listed]
-    urls = {key[7:-4]: url for key, _, url in reversed(pairs)}  # git fetches from a remote's first URL
-    name = "origin" if "origin" in urls else pairs[0][0][7:-4] if pairs else None
+    settings = split_z(run_git(root, "config", "--list", "-z"))  # asked for remotes alone, git fails where none is
+    parts = (clean_text(each).partition("\n") for each in settings)
+    pairs = [(key[7:-4], url) for key, _, url in parts if REMOTE_URL.fullmatch(key)]
+    urls = dict(reversed(pairs))  # git fetches from a remote's first URL
+    name = "origin" if "origin" in urls else pairs[0][0] if pairs else None
     return name, without_credentials(urls[name]) if name else None
+
+
+REMOTE_URL = re.compile(r"remote\..*\.url", re.DOTALL)
 
 
 def empty_tree(root: Path) -> str:

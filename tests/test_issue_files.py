@@ -174,25 +174,14 @@ def test_where_gh_said_nothing_nobody_is_asked_for_a_minute(
     project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-
-    def first(hook: str, issue_id: str, settings: Settings) -> Any:
-        asked.append(issue_id)
-        return issue_files.resolve_issue(issue_id, settings)
-
-    contexts = asking_contexts(project, first)
-
-    async def task(issue_id: str) -> str:
-        contexts._hooks.pool = Pool("hooks", 4, 5)
-        told: str = await contexts.task(issue_id)
-        return told
-
-    assert [asyncio.run(task(issue)) for issue in ("2", "gh-2", "2", "1")] == [""] * 4  # gh is not installed
+    contexts = asking_contexts(project, noting(asked))
+    assert [task_of(contexts, issue) for issue in ("2", "gh-2", "2", "1")] == [""] * 4  # gh is not installed
     assert asked == ["2", "1"]
     (tmp_path / "gh").write_text(f"#!{sys.executable}\n{GH.replace('KEY', KEY)}")
     (tmp_path / "gh").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 61)
-    assert [asyncio.run(task(issue))[:11] for issue in ("2", "2", "1", "GH-1")] == ["", "", *["From GitHub"] * 2]
+    assert [task_of(contexts, issue)[:11] for issue in ("2", "2", "1", "GH-1")] == ["", "", *["From GitHub"] * 2]
     assert asked[2:] == ["2", "1", "GH-1"]
 
 
@@ -236,6 +225,25 @@ def asking_contexts(settings: Settings, first: Callable[..., Any], *plugins: Cal
     return contexts
 
 
+def noting(asked: list[str]) -> Callable[..., Any]:
+    """Who asks for an issue as the service does, and notes its id."""
+
+    def first(hook: str, issue_id: str, settings: Settings) -> Any:
+        asked.append(issue_id)
+        return issue_files.resolve_issue(issue_id, settings)
+
+    return first
+
+
+def task_of(contexts: Any, issue_id: str) -> str:
+    async def task() -> str:
+        contexts._hooks.pool = Pool("hooks", 4, 5)
+        told: str = await contexts.task(issue_id)
+        return told
+
+    return asyncio.run(task())
+
+
 COMING: dict[str, Callable[[Settings], Any]] = {  # how the issue A-1 comes
     "a file in a folder": lambda project: write(project, {"issues/A-1.md": "# Cookies"}),
     "a file in a folder's folder": lambda project: write(project, {"docs/issues/A-1.md": "# Cookies"}),
@@ -252,24 +260,13 @@ def test_nobody_is_asked_while_no_place_is_there_and_an_issue_that_comes_is_told
     project: Settings, how: str
 ) -> None:
     asked: list[str] = []
-
-    def first(hook: str, issue_id: str, settings: Settings) -> Any:
-        asked.append(issue_id)
-        return issue_files.resolve_issue(issue_id, settings)
-
-    contexts = asking_contexts(project, first)
-
-    async def task() -> str:
-        contexts._hooks.pool = Pool("hooks", 4, 5)
-        told: str = await contexts.task("A-1")
-        return told
-
+    contexts = asking_contexts(project, noting(asked))
     write(
         project, {".github/workflows/ci.yml": "", "src/main.py": ""} | ({"docs/a.md": ""} if "link" not in how else {})
     )
-    assert asyncio.run(task()) == "" and asked == []
+    assert task_of(contexts, "A-1") == "" and asked == []
     COMING[how](project)
-    assert "Cookies" in asyncio.run(task()) and asked == ["A-1"]
+    assert "Cookies" in task_of(contexts, "A-1") and asked == ["A-1"]
 
 
 @pytest.mark.parametrize("who", ["gh", "another plugin", "a place elsewhere", "a place above"])
@@ -279,14 +276,9 @@ def test_who_can_know_an_issue_without_a_place_in_the_project_is_always_asked(pr
     plugins = [lambda issue_id: {"title": "Cookies"}] if who == "another plugin" else []
     contexts = asking_contexts(settings, lambda hook, issue_id, settings: {"title": f"of {issue_id}"}, *plugins)
 
-    async def task(issue_id: str) -> str:
-        contexts._hooks.pool = Pool("hooks", 4, 5)
-        told: str = await contexts.task(issue_id)
-        return told
-
     issue_id = "12" if who == "gh" else "A-1"
-    assert asyncio.run(task(issue_id)) == f"of {issue_id}"
-    assert asyncio.run(task("A-2")) == ("" if who == "gh" else "of A-2")
+    assert task_of(contexts, issue_id) == f"of {issue_id}"
+    assert task_of(contexts, "A-2") == ("" if who == "gh" else "of A-2")
 
 
 def test_requests_that_are_served_together_ask_once_for_an_issue(project: Settings) -> None:

@@ -557,6 +557,16 @@ def test_a_file_and_plugins_of_another_version_are_refused_in_one_line(
     assert f"'{name}'" in line and not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize("wants", ["return cco_sidecar.NOWHERE", "from cco_sidecar import NOWHERE"])
+def test_what_a_users_plugin_lacks_is_not_laid_to_the_bundled_ones(folder: Path, tmp_path: Path, wants: str) -> None:
+    (tmp_path / "ours").mkdir()
+    greeting = GREETING.replace('print("hello", options.name, options.port, options.host)', wants)
+    (tmp_path / "ours/greeting.py").write_text(f"import cco_sidecar\n{greeting}")
+    ended = run("greet", "you", cwd=folder, CCO_SIDECAR_PLUGINS=str(tmp_path / "ours"))
+    assert ended.returncode and "greeting.py" in ended.stderr and "NOWHERE" in ended.stderr
+    assert "do not fit" not in ended.stderr
+
+
 def test_https_that_is_asked_for_is_never_served_as_http(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "alone/plugins").mkdir(parents=True)
     alone = Path(shutil.copy(MODULE, tmp_path / "alone"))

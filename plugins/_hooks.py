@@ -219,7 +219,7 @@ class SafeHooks(Hooks):
             raise
 
     def register(self, plugin: object, name: str) -> list[str]:
-        """As the module does. Who has two names is told, since it would be asked twice."""
+        """As the module does. Raises ImportError where the plugin is loaded already: it would be asked twice."""
         if not isinstance(plugin, types.ModuleType):
             return super().register(plugin, name)
         if plugin in self._modules:
@@ -329,7 +329,7 @@ class SafeHooks(Hooks):
 
 
 def hooks_alone(module: types.ModuleType) -> types.ModuleType:
-    """A module with the hooks of ``module`` and nothing else: all that a module has is looked through twice."""
+    """A module with the hooks of ``module`` and nothing else: pluggy looks through all that a module has, twice."""
     found = types.ModuleType(module.__name__)
     functions = {name: each for name, each in vars(module).items() if isinstance(each, types.FunctionType)}
     vars(found).update({name: each for name, each in functions.items() if "cco_sidecar_impl" in vars(each)})

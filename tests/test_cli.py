@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -883,6 +884,18 @@ def test_the_demonstration_runs_into_no_time_limit_and_leaves_no_trace(tmp_path:
     assert fingerprint(repository) == before and git(repository, "status", "--porcelain") == ""
     assert list(temporary.iterdir()) == [] and not (tmp_path / "state").exists()
     until(lambda: {process.pid for process in marked_processes()} <= processes)
+
+
+def test_a_demonstration_whose_agent_reports_nothing_says_so(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(method: str, path: str, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"events": [] if "wait" in path else {"active_subscriptions": 1}, "process_id": 1}
+
+    demo = plugin("demo").Demo(repository, tmp_path)
+    monkeypatch.setattr(demo, "_start_service", lambda: SimpleNamespace(url="http://localhost", call=call))
+    with pytest.raises(cco_sidecar.StartError, match="the agent reported nothing within 20 s"):
+        demo.run()
 
 
 def test_a_demonstration_whose_service_had_to_be_killed_says_so(

@@ -81,8 +81,8 @@ class Demo:
         self._say(
             f"python-specialist spawned as a real process, pid {spawned['process_id']}, with its context in a file"
         )
-        event = waiter.get(timeout=20)
-        if isinstance(event, Exception):
+        event = waiter.get()
+        if isinstance(event, StartError):
             raise event
         self._say(f"test-engineer woke: {event['publisher']} reports {event['data']['status']} ({event['event_id']})")
         for agent in event["data"]["next_agents"]:
@@ -121,8 +121,9 @@ class Demo:
     def _wait_for_event(self, client: Client, waiter: queue.SimpleQueue[Any]) -> None:
         try:
             query = {"filter": f"issue_id:{self.ISSUE}", "since": "earliest", "timeout": 20_000}
-            waiter.put(client.call("GET", "/api/events/wait/agent_completed", query=query)["events"][0])
-        except (StartError, LookupError) as error:
+            events = client.call("GET", "/api/events/wait/agent_completed", query=query)["events"]
+            waiter.put(events[0] if events else StartError("the agent reported nothing within 20 s", REFUSED))
+        except StartError as error:
             waiter.put(error)
 
     def _show_context(self, client: Client) -> None:

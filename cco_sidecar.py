@@ -4097,7 +4097,7 @@ TYPE_BY_MANIFEST = {  # the first that is there says what the project is
 
 @functools.lru_cache(100_000)
 def language_of(path: str) -> str:
-    name = path.rpartition("/")[2].lower()
+    name = re.sub(r"\.(erb|eex|heex|tmpl|j2)$", "", path.rpartition("/")[2].lower())  # show.html.erb is HTML
     return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
 
 
@@ -4117,19 +4117,19 @@ def kind_of(path: str) -> str:
 LANGUAGES = {
     name: language
     for language, names in {
-        "python": ".py .pyi .pyx", "javascript": ".js .jsx .mjs .cjs", "typescript": ".ts .tsx .mts .cts", "go": ".go",
-        "rust": ".rs", "java": ".java", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "c": ".c .h",
-        "cpp": ".cc .cpp .cxx .hpp .hh .hxx", "swift": ".swift", "ruby": ".rb .rake", "php": ".php", "perl": ".pl .pm",
-        "elixir": ".ex .exs", "erlang": ".erl .hrl", "haskell": ".hs", "clojure": ".clj .cljs", "lua": ".lua",
-        "r": ".r", "julia": ".jl", "dart": ".dart", "shell": ".sh .bash .zsh", "powershell": ".ps1", "sql": ".sql",
-        "html": ".html .htm", "css": ".css .scss .sass .less", "vue": ".vue", "svelte": ".svelte", "zig": ".zig",
-        "nim": ".nim", "protobuf": ".proto", "graphql": ".graphql .gql", "markdown": ".md .markdown", "rst": ".rst",
-        "text": ".txt", "yaml": ".yml .yaml", "toml": ".toml", "json": ".json", "xml": ".xml", "ini": ".ini .cfg",
-        "dockerfile": "dockerfile", "makefile": "makefile", "terraform": ".tf",
+        "javascript": ".js .jsx .mjs .cjs", "rust": ".rs", "python": ".py .pyi .pyx", "go": ".go", "java": ".java",
+        "typescript": ".ts .tsx .mts .cts", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "swift": ".swift",
+        "cpp": ".cc .cpp .cxx .hpp .hh .hxx", "php": ".php", "c": ".c .h", "ruby": ".rb .rake", "elixir": ".ex .exs",
+        "erlang": ".erl .hrl", "perl": ".pl .pm", "clojure": ".clj .cljs", "haskell": ".hs", "nim": ".nim", "r": ".r",
+        "lua": ".lua", "julia": ".jl", "powershell": ".ps1", "shell": ".sh .bash .zsh", "dart": ".dart", "sql": ".sql",
+        "html": ".html .htm .cshtml .razor .haml .jsp", "zig": ".zig", "text": ".txt", "css": ".css .scss .sass .less",
+        "graphql": ".graphql .gql", "vue": ".vue", "svelte": ".svelte", "rst": ".rst", "markdown": ".md .mdx .markdown",
+        "protobuf": ".proto", "xml": ".xml", "json": ".json", "toml": ".toml", "yaml": ".yml .yaml", "ini": ".ini .cfg",
+        "makefile": "makefile", "dockerfile": "dockerfile", "terraform": ".tf", "fsharp": ".fs", "asciidoc": ".adoc",
     }.items()
     for name in names.split()
 }  # fmt: skip
-PROSE = frozenset({"markdown", "rst", "text"})
+PROSE = frozenset({"markdown", "rst", "asciidoc", "text"})
 DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
 MAY_HOLD_SECRETS = DATA | {"unknown", "shell", "powershell"}
 FOREIGN_FILE = re.compile(r"(?:^|/)(?:vendor|node_modules|third_party)/|\.min\.(?:js|css)$|-lock\.(?:json|yaml)$")

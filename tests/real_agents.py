@@ -234,6 +234,8 @@ def main(names: list[str]) -> int:
 
 def wait_long(names: list[str]) -> int:
     """How many of the programs do not wait for 100 seconds and go on with a new token; all wait at once."""
+    if not names:  # aider alone has no tools to wait with
+        return 0
     bad, longest = 0, 240.0
     with (
         tempfile.TemporaryDirectory() as folder,

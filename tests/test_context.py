@@ -1412,6 +1412,7 @@ def test_redactions_are_said_and_counted(make_service: MakeService, repository: 
         (".gitignore", "other"), ("web/app.min.js", "other"), ("package-lock.json", "other"), ("vendor/inner/main.go", "other"),
         ("node_modules/left/index.js", "other"), ("third_party/zlib/inflate.c", "other"), ("src/vendor.py", "source"),
         ("go.mod", "config"), ("CMakeLists.txt", "config"), ("x.gemspec", "config"), ("Dockerfile.dev", "config"),
+        ("app/views/show.html.erb", "source"), ("lib/web/show.html.heex", "source"), ("config/database.yml.erb", "config"), ("guide.adoc", "docs"),
     ],
 )  # fmt: skip
 def test_the_kind_of_a_file(path: str, kind: str) -> None:
@@ -1431,6 +1432,9 @@ ALONE_KINDS = {  # where the module's own rules are too plain
         ("a.py", "python"), ("a.PY", "python"), ("x/y.tsx", "typescript"), ("a.jsx", "javascript"), ("a.go", "go"), ("a.rs", "rust"),
         ("a.h", "c"), ("a.hpp", "cpp"), ("Dockerfile", "dockerfile"), ("x/Makefile", "makefile"), ("a.yml", "yaml"), ("a.md", "markdown"),
         ("noending", "unknown"), ("a.unheard", "unknown"), ("a.d.ts", "typescript"), ("a.sql", "sql"), ("folder.py/x", "unknown"),
+        ("show.html.erb", "html"), ("show.html.heex", "html"), ("a.js.erb", "javascript"), ("database.yml.erb", "yaml"), ("a.txt.eex", "text"),
+        ("values.yaml.tmpl", "yaml"), ("Dockerfile.j2", "dockerfile"), ("motd.erb", "unknown"), (".env.erb", "unknown"), ("erb", "unknown"),
+        ("Index.cshtml", "html"), ("Page.razor", "html"), ("show.haml", "html"), ("a.mdx", "markdown"), ("guide.adoc", "asciidoc"), ("a.fs", "fsharp"),
     ],
 )  # fmt: skip
 def test_the_language_of_a_file(path: str, language: str) -> None:

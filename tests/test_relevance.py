@@ -423,6 +423,21 @@ def test_a_specialist_gets_files_in_its_language_first(empty: Repository) -> Non
 
 
 @pytest.mark.parametrize(
+    ("agent", "code", "view"),
+    [
+        ("rails-specialist", "app/models/cookie.rb", "app/views/basket/show.html.erb"),
+        ("elixir-specialist", "lib/shop/cookie.ex", "lib/shop_web/basket/show.html.heex"),
+        ("csharp-specialist", "Shop/Cookie.cs", "Shop/Views/Basket/Show.cshtml"),
+        ("frontend-developer", "web/cookie.ts", "app/views/basket/show.html.eex"),
+    ],
+)  # fmt: skip
+def test_a_page_s_template_comes_beside_the_code(empty: Repository, agent: str, code: str, view: str) -> None:
+    other = {f"other/{number}{Path(code).suffix}": f"cookie{number} = {number}\n" for number in range(3)}
+    empty.write(**{code: "cookie = 1\n", view: "<h1>The cookie of the basket</h1>\n"} | other)
+    assert view in empty.paths("show the basket's cookie", agent=agent)[:2]
+
+
+@pytest.mark.parametrize(
     ("task", "path"),
     [
         ("Look at shop/warehouse.py", "shop/warehouse.py"), ("see warehouse.py.", "shop/warehouse.py"), ("in shop.money.round_it", "shop/money.py"),

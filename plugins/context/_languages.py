@@ -7,10 +7,12 @@ SPOKEN_BY = {  # the first word of an agent's type -> the languages that it writ
     **{name: (name,) for name in "python rust go ruby php perl elixir erlang haskell clojure lua r julia dart".split()},
     **dict.fromkeys(("javascript", "typescript", "nodejs"), WEB),
     **dict.fromkeys(("react", "vue", "angular", "svelte", "nextjs", "frontend"), (*WEB, "html", "css")),
-    **dict.fromkeys(("django", "fastapi", "flask"), ("python",)), "rails": ("ruby",), "laravel": ("php",),
+    **dict.fromkeys(("django", "flask"), ("python", "html")), "fastapi": ("python",), "rails": ("ruby", "html"),
+    "elixir": ("elixir", "html"), "laravel": ("php", "html"),  # a Phoenix view is HTML too
     "flutter": ("dart",),
     "java": ("java", "kotlin"), "spring": ("java", "kotlin"), "kotlin": ("kotlin", "java"), "scala": ("scala", "java"),
-    "csharp": ("csharp",), "dotnet": ("csharp",), "c": ("c", "cpp"), "cpp": ("cpp", "c"), "swift": ("swift", "c"),
+    "csharp": ("csharp", "html"), "dotnet": ("csharp", "fsharp", "html"), "fsharp": ("fsharp",),
+    "c": ("c", "cpp"), "cpp": ("cpp", "c"), "swift": ("swift", "c"),
     "shell": ("shell",), "powershell": ("powershell",), "sql": ("sql",), "html": ("html", "css"),
     "terraform": ("terraform",),
 }  # fmt: skip

@@ -428,7 +428,7 @@ def import_path(family: str, module: str) -> str:
 # ---- The index: files in a SQLite database, written by whole files in transactions
 # -----------------------------------------
 
-SCHEMA_VERSION = 4  # to be raised with every change of the schema, of kinds, words, definitions or imports
+SCHEMA_VERSION = 5  # to be raised with every change of the schema, of kinds, words, definitions or imports
 APPLICATION_ID = 0x63636F72
 SCHEMA = """
 create table meta (key text primary key, value) without rowid;

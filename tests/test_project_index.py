@@ -566,6 +566,26 @@ def test_a_reason_of_git_is_redacted_and_bounded_and_no_manual(home: Path, repos
     assert len(str(caught.value)) <= 500
 
 
+def test_a_linked_work_tree_is_read_again_where_its_own_table_of_references_changes(
+    home: Path, repository: Path, tmp_path: Path
+) -> None:
+    """Where references are in tables, the branch that a linked work tree is on stands in a table of its own."""
+    linked = tmp_path / "linked"
+    git(repository, "worktree", "add", "-q", "-b", "other", str(linked))
+    own = repository / ".git/worktrees/linked"
+    index = project_index.ProjectIndex(linked, tmp_path)
+    (linked / "src/main.py").write_text("changed\n")
+    assert index.look().git.branch == "other"
+    for place in (own, repository / ".git"):
+        before = index.look().proof
+        (place / "reftable").mkdir()
+        (place / "reftable/tables.list").write_text("0x1-0x1.ref\n")
+        after = index.look().proof
+        assert [path for path in after if after[path] != before.get(path) and path.endswith("tables.list")] == [
+            str(place / "reftable/tables.list")
+        ]
+
+
 NO_REMOTE: dict[str, Callable[[Path], Any]] = {
     "no remote": lambda root: None,
     "changes": lambda root: ((root / "src/main.py").write_text("changed\n"), (root / "new.py").write_text("new\n")),

@@ -473,7 +473,7 @@ class ProjectIndex(GitProject):
     def _of_git(self, folders: GitFolders) -> Proof:
         """Of git's files whose change can change a context: head, index, branches, ignore rules, configuration."""
         own, common = folders.own, folders.common
-        names = [own / name for name in ("HEAD", "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
+        names = [own / name for name in ("HEAD", REFTABLES, "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
         names += [
             common / name
             for name in (
@@ -484,7 +484,7 @@ class ProjectIndex(GitProject):
                 "refs/heads",
                 "refs/stash",
                 "shallow",
-                "reftable/tables.list",
+                REFTABLES,
             )
         ]
         proof = {str(name): fingerprint(str(name)) for name in names}
@@ -632,7 +632,7 @@ class ProjectIndex(GitProject):
         ``includeIf.onbranch`` they depend on the branch too.
         """
         own, common = self._known_folders().own, self._known_folders().common
-        files = (own / "HEAD", own / "config.worktree", common / "config", common / "reftable/tables.list")
+        files = (own / "HEAD", own / REFTABLES, own / "config.worktree", common / "config")
         key = tuple(fingerprint(path) for path in sorted(self._rules.union(map(str, files))))
         listed: bytes = self._kept_by("settings", key, lambda: ask_git(self._root, *LIST_SETTINGS))
         return listed
@@ -698,6 +698,7 @@ def rule_files(root: Path, folders: GitFolders) -> set[str]:
     return found - {top}
 
 
+REFTABLES = "reftable/tables.list"  # names the tables of references; those of a linked work tree hold its own HEAD
 INCLUDES = r"include\.path|includeif\..*\.path"
 
 

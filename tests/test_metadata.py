@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -542,6 +543,36 @@ def test_a_module_that_cannot_be_read_costs_only_itself(tmp_path: Path, caplog: 
     with caplog.at_level(logging.WARNING, "cco"):
         assert manifests.read_dependencies(ProjectFiles(root, contents)) == {"x:y": ""}
     assert sorted(record.getMessage().split(": ")[1] for record in caplog.records) == ["left out"] * 3
+
+
+@pytest.mark.parametrize("name", ["pom.xml", "package.json", "App.csproj"])
+def test_manifests_of_modules_are_read_up_to_a_size_that_all_have_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    numbers = range(10)
+    modules = "".join(f"<module>m{number}</module>" for number in numbers)
+    contents: Contents = {
+        "pom.xml": f"<project><modules>{modules}</modules></project>",
+        "package.json": '{"workspaces": ["*"]}',
+    }
+    contents = {name: contents.get(name, "<Project/>")}
+    for number in numbers:
+        dependency = POM.format("x", f"y{number}", "")
+        contents[f"m{number}/{name}"] = {
+            "pom.xml": f"<project><dependencies>{dependency}</dependencies></project>" + " " * 1000,
+            "package.json": json.dumps({"dependencies": {f"y{number}": "1"}}) + " " * 1000,
+            "App.csproj": f'<Project><PackageReference Include="y{number}"/></Project>' + " " * 1000,
+        }[name]
+    contents[".python-version"] = "3.12"
+    write(tmp_path, contents)
+    monkeypatch.setattr(manifests, "ALL_MANIFESTS", 5_000)
+    project = SimpleNamespace(root=str(tmp_path), digest=name, files=[SimpleNamespace(path=path) for path in contents])
+    with caplog.at_level(logging.WARNING, "cco"):
+        facts = manifests.read_manifests(project)
+    found = facts["dependencies"]
+    assert facts["python_version"] == "3.12"
+    assert [each[-1] for each in found] == ["0", "1", "2", "3", "4"][: len(found)] and len(found) in (4, 5)
+    assert len(caplog.records) == 1 and "further manifests" in caplog.text
 
 
 @table(OTHERS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -35,11 +36,13 @@ REPORTS = (  # files that tell about a project and may be ignored by git, so the
 
 
 class ProjectFiles:
-    """The files below ``root`` that may be read; with ``listed`` only those (and REPORTS, which git may ignore)."""
+    """The files below ``root`` that may be read; with ``listed`` only those (and REPORTS, which git may ignore). Once
+    ``room`` bytes were read no further file is.
+    """
 
-    def __init__(self, root: Path, listed: Collection[str] | None = None) -> None:
+    def __init__(self, root: Path, listed: Collection[str] | None = None, room: float = math.inf) -> None:
         self.root = os.path.realpath(root)
-        self._listed = listed
+        self._listed, self._room = listed, room
         self.incomplete = False  # a file that is there could not be read, or not in time: later it may be
 
     def parsed(self, name: str, parse: Callable[[File], T], limit: int = MB) -> T | None:
@@ -47,7 +50,11 @@ class ProjectFiles:
         ``limit`` bytes, must not be read or makes ``parse`` raise. Blocks.
         """
         try:
+            if self._room <= 0:
+                self.tell("", "further manifests, as those that were read are too large together")
+                return None
             content = self._read(name, limit)
+            self._room -= len(content or b"")
             return None if content is None else parse(File(self, name, content))
         except (FileNotFoundError, NotADirectoryError):
             return None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cco_sidecar import ContextRequest, ProjectState, Sections, hookimpl
+from cco_sidecar import MB, ContextRequest, ProjectState, Sections, hookimpl
 from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.context._modules import (
     Versions,
@@ -44,14 +44,17 @@ def context_section(request: ContextRequest) -> Sections:
 
 @remembered
 def read_manifests(project: ProjectState) -> tuple[Facts, ProjectFiles]:
-    files = ProjectFiles(Path(project.root), frozenset(file.path for file in project.files))
-    versions = read_dependencies(files)
+    files = ProjectFiles(Path(project.root), frozenset(file.path for file in project.files), ALL_MANIFESTS)
+    python_version, versions = read_python_version(files), read_dependencies(files)
     facts = {
         "dependencies": sorted(versions),
         "dependency_versions": versions,
-        "python_version": read_python_version(files),
+        "python_version": python_version,
     }
     return facts, files
+
+
+ALL_MANIFESTS = 5 * MB  # of which parsing takes half a second; hundreds of modules have a tenth of it
 
 
 def read_dependencies(files: ProjectFiles) -> Versions:

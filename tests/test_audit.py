@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,12 @@ def test_a_line_that_the_disk_does_not_take_is_told_in_the_log(
     assert json.loads((folder / "audit.log").read_text())["request_id"] == "req-2"
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 def test_a_service_whose_audit_log_cannot_be_opened_does_not_start(
-    make_service: Any, tmp_path: Path, repository: Path
+    make_service: Any, tmp_path: Path, repository: Path, make: Callable[[Path], None]
 ) -> None:
-    (tmp_path / "storage" / "audit.log").mkdir(parents=True)
-    (tmp_path / "storage").chmod(0o700)
+    (tmp_path / "storage").mkdir(mode=0o700)
+    make(tmp_path / "storage/audit.log")
     service = Service(repository, tmp_path / "storage")
     with pytest.raises(AssertionError):
         service.start()

@@ -88,7 +88,8 @@ class AuditLog:
         self._open()
 
     def _open(self) -> None:
-        self._file: int | None = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
+        self._file: int | None = os.open(self._path, flags, 0o600)
         self._size = os.fstat(self._file).st_size
 
     def record(self, request: FinishedRequest) -> None:

@@ -406,6 +406,16 @@ def test_what_is_old_is_forgotten(make_service: Callable[..., Service], programs
     state(architect, agent["agent_id"])
 
 
+def test_a_folder_in_the_place_of_the_meters_file_is_told_and_the_service_runs(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    (tmp_path / "storage").mkdir(mode=0o700)
+    (tmp_path / "storage/meter.db").mkdir(mode=0o700)
+    service = make_service()
+    until(lambda: "plugin meter: nothing that agents spend is counted: meter.db: Is a directory" in service.log)
+    assert service.client().get("/health").status_code == 200
+
+
 def test_a_file_that_is_damaged_stops_the_start_only_where_a_budget_needs_it(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:

@@ -491,10 +491,11 @@ def open_meter(settings: PluginSettings) -> Meter:
     """A SpendMeter; one that counts nothing where its file is damaged. Raises StartError where a budget needs it."""
     try:
         return SpendMeter(settings)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:  # a folder may be in its place
+        why = error.strerror if isinstance(error, OSError) else error
         if settings.budget_usd or settings.budget_tokens:
             raise StartError(f"{settings.storage / SpendMeter.FILE}: {error}; move it away to count anew", 1) from None
-        log.warning("plugin meter: nothing that agents spend is counted: %s: %s", SpendMeter.FILE, error)
+        log.warning("plugin meter: nothing that agents spend is counted: %s: %s", SpendMeter.FILE, why)
         return Meter()
 
 

@@ -1570,8 +1570,7 @@ class GetAgentStatus(AgentEndpoint):
     """What is known of one agent."""
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
-        row = self.find(agent_id)
-        return await self.sidecar.agents.disk.run(self.sidecar.agents.describe, row)
+        return await self.sidecar.agents.disk.run(self.sidecar.agents.describe, self.find(agent_id))
 
 
 class ClearCache(Endpoint):
@@ -4278,7 +4277,8 @@ async def serve(sidecar: Sidecar) -> None:
         log.info("stopping on %s", signal.Signals(number).name)
         stopped.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    hangup = () if sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    for number in (signal.SIGINT, signal.SIGTERM, *hangup):  # a closed terminal too, but not under nohup
         try:
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
         except NotImplementedError:  # Windows
@@ -4295,7 +4295,7 @@ def banner(sidecar: Sidecar) -> str:
     used = [plugin for plugin in sidecar.hooks.loaded if plugin.source != "built in" and not plugin.problem]
     settings = sidecar.settings
     absent = f"turned off by {settings.where('no_plugins')}" if settings.no_plugins else "is plugins/ beside the file?"
-    lines = [
+    return "\n".join([
         f"Orchestration sidecar {__version__}",
         f"  URL:      {sidecar.info.url}  {sidecar.server_class.protocols}",
         f"  Project:  {sidecar.info.project_id}",
@@ -4306,13 +4306,12 @@ def banner(sidecar: Sidecar) -> str:
         *([f"  Alone:    {ALONE}: {absent}"] if not used or type(sidecar.hooks) is Hooks else []),
         f"  Token:    {own_command(settings)} token --type python-specialist",
         "  Stop:     Ctrl-C",
-    ]
-    return "\n".join(lines)
+    ])  # fmt: skip
 
 
 ALONE = (
     "no TLS, audit log, HTTP/2, compression, repeats, file index, dependencies, briefs, known coding programs, budgets,"
-    " ends of agents by order, exit codes after a crash, lists, MCP, dashboard and client commands"
+    " orders to end agents, exit codes after crashes, lists, plugins but --plugins, MCP, dashboard and client commands"
 )
 ABSENT = f"is plugins/ beside {Path(__file__).name}? `pip install .` in a checkout brings it along"
 

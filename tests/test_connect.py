@@ -526,7 +526,7 @@ def test_real_sessions_use_a_tool_and_hear_of_an_event_by_their_hooks() -> None:
 
         def run(words: list[str]) -> str:
             done = subprocess.run(
-                words, cwd=root, env=env, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL
+                words, cwd=root, env=env, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
             )
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout + done.stderr

@@ -1111,6 +1111,39 @@ def test_a_stop_answers_a_thousand_waiting_polls_and_exits_with_0_within_5_secon
     assert "Traceback" not in service.log
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no terminal hangs up there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["INT", "TERM", "HUP"])
+def test_ctrl_c_an_order_and_a_closed_terminal_stop_the_service(
+    make_service: Callable[..., Service], number: signal.Signals
+) -> None:
+    service = make_service()
+    assert service.process
+    service.process.send_signal(number)
+    assert service.process.wait(15) == 0, service.log
+    assert f"stopping on {number.name}" in service.log and not (service.storage / "sidecar.json").exists()
+
+
+@pytest.mark.skipif(shutil.which("nohup") is None, reason="nohup is missing")
+def test_a_closed_terminal_does_not_stop_a_service_under_nohup(repository: Path, tmp_path: Path) -> None:
+    command = ["nohup", sys.executable, str(MODULE), "--port", "0", "--storage", str(tmp_path / "storage")]
+    with (tmp_path / "output").open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=repository, env=clean_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        announced = tmp_path / "storage/sidecar.json"
+        until(lambda: announced.exists() or process.poll() is not None, 60)
+        process.send_signal(signal.SIGHUP)
+        assert requests.get(json.loads(announced.read_text())["url"] + "/health", timeout=10).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+        assert b"stopping on SIGTERM" in (tmp_path / "output").read_bytes()
+        assert b"SIGHUP" not in (tmp_path / "output").read_bytes()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_second_signal_ends_a_stop_that_hangs(tmp_path: Path, make_service: Callable[..., Service]) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins/slow.py").write_text(

@@ -89,7 +89,16 @@ def command_wait(options: argparse.Namespace) -> int:
             return GOOD
     except psutil.Error:
         return GOOD
-    threading.Thread(target=end_with, args=(session,), daemon=True).start()
+    over = threading.Event()
+    threading.Thread(target=end_with, args=(session, over), daemon=True).start()
+    try:
+        return wait_and_tell(options)
+    finally:
+        over.set()
+
+
+def wait_and_tell(options: argparse.Namespace) -> int:
+    """What ``command_wait`` does while the session lives."""
     try:
         given = read_hook_input()
     except (ValueError, RecursionError) as error:
@@ -137,11 +146,12 @@ def process_of(program: str) -> psutil.Process:
     return session_process(program) or psutil.Process().parents()[0]
 
 
-def end_with(session: psutil.Process) -> None:
-    """End this process when the session's has ended: nobody is left to be woken."""
+def end_with(session: psutil.Process, over: threading.Event) -> None:
+    """End this process when the session's has ended, since nobody is left to be woken, unless the command is over."""
     with contextlib.suppress(psutil.NoSuchProcess):
         while session.is_running() and session.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(1)
+            if over.wait(1):
+                return
     os._exit(GOOD)
 
 

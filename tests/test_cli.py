@@ -413,6 +413,42 @@ def test_who_has_another_secret_than_the_service_is_told_so(
     assert code == 1 and "401 AUTH_001" in err and "secret" not in err and err.count("\n") == 1
 
 
+REFUSED_TOKENS: dict[str, tuple[str, list[str], str]] = {  # by the token: the code, a command that hears it, the doctor
+    "expired": ("401 AUTH_002", ["status"], "bad"),
+    "given by somebody": ("401 AUTH_001", ["results", "list"], "bad"),
+    "without the permission": ("403 AUTH_003", ["events", "publish", "noted"], "note"),
+    "of another agent's issue": ("403 AUTH_003", ["results", "store", "-"], "note"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED_TOKENS)
+def test_of_a_refused_token_it_is_told_that_it_is_the_one_of_the_variable_and_what_to_do(
+    here: Here, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    told, words, verdict = REFUSED_TOKENS[kind]
+    asked = ["--type", "python-specialist", "--issue", "another"]
+    if kind == "without the permission":
+        asked = ["--type", "chief-architect", "--permissions", "read_context"]
+    token = cco("token", *asked)[1].strip()
+    if kind == "expired":
+        secret = next(here.state.rglob("jwt.secret")).read_text().strip()
+        claims = jwt.decode(token, options={"verify_signature": False})
+        token = jwt.encode(claims | {"exp": 1_700_000_000}, secret, "HS256")
+    monkeypatch.setenv("JWT_TOKEN", "nonsense" if kind == "given by somebody" else token)
+    code, _, err = cco(*words, text=json.dumps(RESULT))
+    advice = (
+        "; the token is the one of the variable JWT_TOKEN: unset it, or set it to what `cco token --type TYPE` prints"
+    )
+    assert code == 1 and told in err and err.endswith(f"{advice}\n"), err
+    found = {row["check"]: row for row in json.loads(cco("doctor", "--format", "json")[1])["checks"]}["plugins"]
+    assert found["verdict"] == verdict and found["finding"].endswith(advice), found
+    _, _, err = cco(*words, "--url", here.url, text=json.dumps(RESULT))
+    assert told in err and "JWT_TOKEN: set it to what" in err and err.endswith(" where that service runs\n"), err
+    monkeypatch.setenv("AGENT_ID", "a-1")  # who is not told how to have more than was given to it
+    _, _, err = cco(*words, text=json.dumps(RESULT))
+    assert told in err and err.endswith("; the token is the agent's own\n"), err
+
+
 def test_a_token_made_on_the_command_line_is_what_it_was_asked_to_be(
     here: Here, cco: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -34,6 +34,7 @@ from cco_sidecar_plugins._hooks import LoadedPlugin
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, read_health
 from cco_sidecar_plugins.commands._running import running_settings, start_it, with_secret
 
+TOKEN_REFUSED = ("AUTH_001", "AUTH_002", "AUTH_003")
 NOT_REACHABLE = 3  # beside the core's exit codes
 
 
@@ -145,7 +146,8 @@ class Client:
         content = None if body is None else json.dumps(body).encode()
         status, answer = self._send(method, path, headers, content, timeout)
         if status >= 300:
-            raise Refused(status, answer, self._about_token() if status == 401 else "")
+            refusal = Refused(status, answer)
+            raise Refused(status, answer, self._about_token(refusal)) if status in (401, 403) else refusal
         if accept == "text/markdown" and not answer.startswith(b"{"):
             return answer.decode()
         try:
@@ -200,14 +202,23 @@ class Client:
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise self._explained(error) from None
 
-    def _about_token(self) -> str:
-        """Where a token comes from that the service takes; "" where somebody gave the one that it refused."""
+    def _about_token(self, refusal: Refused) -> str:
+        """Where a token comes from that the service refused, and what to do; "" where that is not for the token, and
+        where there is nothing to do about it.
+        """
         if not self.token:
             return "no token was given: set JWT_TOKEN to one that `cco token` prints where that service runs"
-        own = (
-            "the service signs with another secret than this command has: set CCO_SIDECAR_JWT_SECRET as it is set there"
-        )
-        return own if self._minted else ""
+        if self._minted:
+            other = "the service signs with another secret than this command has"
+            return f"{other}: set CCO_SIDECAR_JWT_SECRET as it is set there" if refusal.status == 401 else ""
+        details = refusal.answer.get("details")
+        if refusal.answer.get("code") not in TOKEN_REFUSED or (isinstance(details, dict) and "policy" in details):
+            return ""
+        if self._environ.get("AGENT_ID"):  # an agent is not told how to have more than was given to it
+            return "the token is the agent's own"
+        renew = "set it to what `cco token --type TYPE` prints"
+        what_to_do = f"{renew} where that service runs" if self._given else f"unset it, or {renew}"
+        return f"the token is the one of the variable JWT_TOKEN: {what_to_do}"
 
     def _explained(self, error: Exception) -> StartError:
         """Why the request could not be made, and what to do."""

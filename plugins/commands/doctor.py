@@ -278,6 +278,8 @@ def check_plugins(options: argparse.Namespace) -> str:
     try:
         loaded, whose = loaded_plugins(options)
     except Refused as error:
+        if error.status == 401:  # as every other command would hear
+            raise StartError(f"the running service does not tell: {error}") from None
         return f"note: the running service does not tell: {error}"
     faulty = [f"{plugin.name}: {plugin.problem}" for plugin in loaded if plugin.faulty]
     if faulty:

@@ -643,7 +643,7 @@ class Hooks:
     def refusal(self, **facts: Any) -> str | None:
         """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
         for row in self.implementations["permission_policy"]:
-            verdict = self.ask_one(row, f"the policy {row.plugin} could not decide", **facts)
+            verdict = self.ask_one(row, f"the policy {row.plugin} could not decide; the service logged why", **facts)
             if verdict is not None and verdict is not True:
                 return verdict or f"the policy {row.plugin} refuses"
         return None
@@ -899,8 +899,8 @@ def prepare_storage_folder(settings: Settings) -> None:
         for path in found:
             make_private(path)
     except (StartError, OSError) as error:
-        unnamed = "; unless you name it, it lies below $XDG_STATE_HOME or your home folder"
-        hint = unnamed if isinstance(error, OSError) else ""
+        unnamed = isinstance(error, OSError) and "storage" not in settings.places
+        hint = "; unless you name it, it lies below $XDG_STATE_HOME or your home folder" if unnamed else ""
         raise StartError(f"{settings.where('storage')}: {error}{hint}") from None
 
 

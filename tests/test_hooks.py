@@ -505,7 +505,7 @@ def test_a_plugin_adds_removes_and_replaces_next_agents_but_nonsense_changes_not
     ("subject", "status", "reason"),
     [
         ("welcome", 200, ""), ("somebody", 200, ""), ("banned", 403, "is banned"), ("vetoed", 403, "policy refuses"),
-        ("odd", 403, "could not decide"), ("crashing", 403, "could not decide"),
+        ("odd", 403, "could not decide; the service logged why"), ("crashing", 403, "could not decide"),
     ],
 )  # fmt: skip
 def test_a_policy_refuses_and_one_that_fails_refuses_too(
@@ -1333,7 +1333,7 @@ def test_alone_a_plugin_that_raises_what_is_no_exception_ends_no_thread(raised: 
     for plugin in (Good(), Bad()):
         hooks.register(plugin, type(plugin).__name__)
     assert list(hooks.ask("next_agents")) == []
-    assert hooks.refusal() == "the policy Bad could not decide"
+    assert hooks.refusal() == "the policy Bad could not decide; the service logged why"
     for name in ("one", "two"):
         hooks.tell("result_stored", result={"id": name})
     assert [told.get(timeout=15), told.get(timeout=15)] == ["one", "two"]
@@ -1351,7 +1351,8 @@ def test_alone_a_policy_that_answers_no_text_refuses(verdict: object) -> None:
 
     hooks = cco_sidecar.Hooks([])
     hooks.register(Odd(), "Odd")
-    assert hooks.refusal() == ("the policy Odd refuses" if verdict is False else "the policy Odd could not decide")
+    undecided = "the policy Odd could not decide; the service logged why"
+    assert hooks.refusal() == ("the policy Odd refuses" if verdict is False else undecided)
 
 
 UNFIT = {  # answers that are of no use, by hook

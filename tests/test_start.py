@@ -809,7 +809,12 @@ def test_storage_that_is_a_link_or_a_file_is_refused(repository: Path, tmp_path:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "file").write_text("")
     assert "--storage" in refusal(run("--storage", str(tmp_path / "link"), cwd=repository))
-    assert "--storage" in refusal(run("--storage", str(tmp_path / "file"), cwd=repository))
+    told = refusal(run("--storage", str(tmp_path / "file"), cwd=repository))
+    assert "--storage" in told and "unless you name it" not in told
+    named = run(cwd=repository, CCO_SIDECAR_STORAGE=str(tmp_path / "file/below"))
+    assert "file/below'" in refusal(named) and "unless you name it" not in refusal(named)
+    unnamed = refusal(run(cwd=repository, XDG_STATE_HOME=str(tmp_path / "file")))
+    assert unnamed.endswith("unless you name it, it lies below $XDG_STATE_HOME or your home folder\n")
 
 
 def plant(kind: str, storage: Path) -> None:

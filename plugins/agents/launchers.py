@@ -324,15 +324,16 @@ def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:
     """What keeps a configured command from running in ``root`` the agents that ``who`` says, or from being told what it
     should.
     """
-    word, name = command[0], os.path.basename(command[0])  # no paths in the log
+    word, name = command[0], os.path.basename(command[0])
+    shown = name if os.path.isabs(word) else word  # no paths of the machine in the log
     try:
         if "{" not in word:
             find_program(word, root)
     except PermissionError:
-        yield f"no {who} can be started: {name} is there and cannot be run"
+        yield f"no {who} can be started: {shown} is there and cannot be run"
     except FileNotFoundError:
         where = "on PATH" if word == name else "where the command says"
-        yield f"no {who} can be started: {name} is not {where}{known_program_near(name)}"
+        yield f"no {who} can be started: {shown} is not {where}{known_program_near(name)}"
     plain = [part for part in command if not re.search(r"\s", part)]  # others may be programs of their own
     for braced in re.findall(r"(?<!\$)\{\w+\}", " ".join(plain)):
         if braced not in PLACEHOLDERS:

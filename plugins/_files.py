@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Collection
@@ -27,6 +28,43 @@ def content_of(path: Path) -> bytes:
         if stat.S_ISREG(path.lstat().st_mode):
             return path.read_bytes()
     return b""
+
+
+def explained(error: OSError) -> str:
+    """The error in one line; of a file that is denied also whose it is, and what to do."""
+    if not isinstance(error.filename, str) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return str(error)
+    return f"{error.filename}: {error.strerror}; {what_denies(Path(error.filename))}, or use another --storage or place"
+
+
+def what_denies(path: Path) -> str:
+    """Which file or folder keeps us from ``path``, the nearest one that can be looked at, and what to do about it."""
+    for place in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            owner = place.lstat().st_uid
+            if hasattr(os, "geteuid") and owner != os.geteuid():
+                return f"{place} belongs to {name_of_user(owner)}: chown -R it to yourself"
+            return f"{place} is yours: chmod u+rwX it, if its disk can be written"
+    return "nothing of it can be looked at: see whose it is"
+
+
+def name_of_user(number: int) -> str:
+    with contextlib.suppress(ImportError, KeyError):  # Windows has no such module
+        import pwd
+
+        return f"{pwd.getpwuid(number).pw_name} (user id {number})"
+    return f"user id {number}"
+
+
+def denied(folder: Path) -> str:
+    """Why a folder that is there cannot be looked into, "" where it can and where there is none."""
+    try:
+        with os.scandir(folder):
+            return ""
+    except PermissionError as error:
+        return explained(error)
+    except OSError:
+        return ""
 
 
 def folder_size(folder: Path, without: Collection[str] = ()) -> int:

@@ -76,8 +76,17 @@ def writing() -> Iterator[None]:
         yield
     except BrokenPipeError:  # as in `cco events list | head -1`
         raise SystemExit(GOOD) from None
+    except StartError as error:
+        from cco_sidecar_plugins._files import explained
+
+        cause = error.__context__
+        if not isinstance(cause, PermissionError):
+            raise
+        raise StartError(str(error).replace(str(cause), explained(cause)), error.exit_code) from None
     except OSError as error:
-        problem = str(error) if error.filename else f"output cannot be written: {error.strerror}"
+        from cco_sidecar_plugins._files import explained
+
+        problem = explained(error) if error.filename else f"output cannot be written: {error.strerror}"
         raise StartError(problem, REFUSED) from error
 
 

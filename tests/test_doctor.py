@@ -289,6 +289,63 @@ def test_a_service_with_https_is_asked_too_and_whether_commands_trust_it_is_told
     assert (ended.returncode == 0) is not bool(advice) and advice in ended.stderr, ended.stderr
 
 
+@pytest.mark.parametrize("place", ["/proc/storage", "/dev/null/storage", "{root}/state"])
+def test_a_storage_that_no_start_can_make_is_bad(repository: Path, place: str) -> None:
+    named = place.format(root=repository)
+    code, found = checks(repository, "--storage", named, "--port", "0")
+    why = "lies inside the repository" if "{root}" in place else f"{named} cannot be made, for no folder can be made in"
+    assert code == 1 and found["storage"]["verdict"] == "bad" and why in found["storage"]["finding"], found
+    code, found = checks(repository, "--port", "0", XDG_STATE_HOME=named.removesuffix("/storage"))
+    assert code == 1 and found["storage"]["verdict"] == "bad", found
+
+
+def test_to_see_whether_a_storage_can_be_made_leaves_nothing_behind(repository: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    code, found = checks(repository, "--storage", str(tmp_path / "new/storage"), "--port", "0")
+    assert code == 0 and found["storage"]["verdict"] == "note", found
+    assert sorted(tmp_path.iterdir()) == before
+
+
+WITHOUT_POWER = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner,-chown"]  # root as others are
+DENIED = {  # owner and mode of the storage, what the commands say of it
+    "of another user": (65534, 0o700, "belongs to nobody (user id 65534): chown -R it to yourself"),
+    "of another user, to be looked at": (65534, 0o755, "belongs to nobody (user id 65534): chown -R it to yourself"),
+    "read-only": (0, 0o500, "chmod u+rwX"),
+    "not to be looked at": (0, 0o000, "chmod u+rwX"),
+}
+
+
+@pytest.mark.skipif(not shutil.which("setpriv") or os.geteuid() != 0, reason="only root gives files to others")
+@pytest.mark.parametrize("kind", DENIED)
+def test_of_a_storage_that_is_denied_it_is_told_whose_it_is_and_what_to_do(
+    repository: Path, tmp_path: Path, kind: str
+) -> None:
+    owner, mode, told = DENIED[kind]
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    (storage / "connections.json").write_text("{}")
+    (storage / "connections.json").chmod(0o600)
+    os.chown(storage, owner, owner)
+    os.chown(storage / "connections.json", owner, owner)
+    storage.chmod(mode)
+    said = {}
+    for words in ("doctor", "results list", "serve --port 0"):
+        command = [*WITHOUT_POWER, sys.executable, str(MODULE), *words.split(), "--storage", str(storage)]
+        said[words] = subprocess.run(
+            command, cwd=repository, env=clean_environment(), capture_output=True, text=True, timeout=60
+        )
+    storage.chmod(0o700)
+    table = said["doctor"]
+    assert table.returncode == 1 and table.stderr == "" and "VERDICT" in table.stdout, table
+    row = next(line for line in table.stdout.splitlines() if line.startswith("storage "))
+    assert " bad " in row and told in row and "Errno" not in table.stdout, table.stdout
+    looked_at = mode in (0o755, 0o500)
+    assert ("no sidecar runs for" if looked_at else told) in said["results list"].stderr, said
+    start = said["serve --port 0"]
+    assert start.returncode and ("belongs to" if owner else told) in start.stderr, start.stderr
+    assert "--storage" in start.stderr and start.stderr.count("\n") == 1, start.stderr
+
+
 def test_a_database_that_is_gone_is_told(
     tmp_path: Path, repository: Path, make_service: Callable[..., Service]
 ) -> None:

@@ -29,7 +29,7 @@ from cco_sidecar import (
     own_command,
     settings_from,
 )
-from cco_sidecar_plugins._files import read_sidecar_json
+from cco_sidecar_plugins._files import denied, read_sidecar_json
 from cco_sidecar_plugins._hooks import LoadedPlugin
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, read_health
 from cco_sidecar_plugins.commands._running import running_settings, start_it, with_secret
@@ -104,6 +104,8 @@ class Client:
         """Take where the repository's service is now: it may have been started again. Raises NotReachable."""
         if self._settings:
             info = read_sidecar_json(self._settings.storage)
+            if info is None and (problem := denied(self._settings.storage)):
+                raise NotReachable(f"whether a sidecar runs for {self._settings.root} cannot be seen: {problem}")
             if info is None:
                 raise NotReachable(f"no sidecar runs for {self._settings.root}; {start_it(self._settings)}")
             self.url, self.project, self._instance = info.url, info.project_id, info.instance_id

@@ -1,8 +1,8 @@
 """The command ``doctor``: what most often keeps the service from working, and what to do about each.
 
-Unless ``--salvage`` is given it changes nothing. It starts no conversation and needs no network. Of a known coding
-command line it runs ``--version`` and, where there is one, the command that tells whether somebody is logged in. What a
-program does not tell is unknown here.
+Unless ``--salvage`` is given it leaves nothing changed. It starts no conversation and needs no network. Of a known
+coding command line it runs ``--version`` and, where there is one, the command that tells whether somebody is logged in.
+What a program does not tell is unknown here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from cco_sidecar import (
     option_table,
     settings_from,
 )
-from cco_sidecar_plugins._files import read_sidecar_json
+from cco_sidecar_plugins._files import explained, name_of_user, read_sidecar_json
 from cco_sidecar_plugins._settings import PluginSettings, collected_faults
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
@@ -93,7 +93,10 @@ def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
     findings |= examine_agents(settings.root, agent_programs(options, typing.cast(PluginSettings, settings)))
     findings |= examine_log(options)
     with suppress(ImportError):  # its file may be gone
-        findings |= import_module("cco_sidecar_plugins.commands.connect").findings(settings)
+        try:
+            findings |= import_module("cco_sidecar_plugins.commands.connect").findings(settings)
+        except OSError as error:
+            findings["connections"] = "bad", explained(error)
     rows = [{"check": name, "verdict": verdict, "finding": finding} for name, (verdict, finding) in findings.items()]
     show(options, {"checks": rows}, "checks")
     return REFUSED if any(row["verdict"] == "bad" for row in rows) else GOOD
@@ -102,16 +105,26 @@ def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
 def examine(check: Callable[[], str]) -> Finding:
     try:
         finding = check()
-    except (StartError, OSError) as error:
+    except StartError as error:
         return "bad", str(error)
+    except OSError as error:
+        return "bad", explained(error)
     return ("note", finding[6:]) if finding.startswith("note: ") else ("good", finding)
 
 
 def check_storage(settings: Settings) -> str:
+    if settings.storage.resolve().is_relative_to(settings.root):
+        raise StartError(f"{settings.storage} lies inside the repository, where no secret may lie: name another folder")
     if not settings.storage.exists():
+        try_to_make(settings.storage)
         return "note: not there yet; the first start makes it"
     facts = settings.storage.lstat()
-    if hasattr(os, "geteuid") and (facts.st_uid != os.geteuid() or facts.st_mode & 0o022):
+    if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
+        whose = name_of_user(facts.st_uid)
+        raise StartError(f"{settings.storage} belongs to {whose}: chown -R it to yourself, or use another --storage")
+    if not os.access(settings.storage, os.R_OK | os.W_OK | os.X_OK):
+        raise StartError(f"{settings.storage} cannot be written: chmod u+rwX it, or use another --storage")
+    if hasattr(os, "geteuid") and facts.st_mode & 0o022:
         raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
     database, in_use = database_of(settings), is_held(settings)
     check_database(database, thorough=True, in_use=in_use)
@@ -124,6 +137,16 @@ def check_storage(settings: Settings) -> str:
     if hasattr(os, "geteuid") and facts.st_mode & 0o077:
         return f"note: {found}; others can read it, until the next start or token"
     return found
+
+
+def try_to_make(storage: Path) -> None:
+    """Make a folder where the storage's first one will be, and remove it. Raises StartError where that cannot be."""
+    above = next(folder for folder in storage.parents if folder.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=".cco-doctor-", dir=above).cleanup()
+    except OSError as error:
+        because = f"no folder can be made in {above} ({error.strerror})"
+        raise StartError(f"{storage} cannot be made, for {because}: use another --storage or XDG_STATE_HOME") from None
 
 
 KINDS = {cco_sidecar.Storage.FILE: "database", REPLICA: "replica of the log"}

@@ -19,6 +19,7 @@ import logging
 import sys
 import traceback
 import types
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -32,6 +33,7 @@ from cco_sidecar import (
     MB,
     PACKAGE,
     AgentLaunch,
+    ApiError,
     CommandParser,
     ContextRequest,
     Hooks,
@@ -286,7 +288,10 @@ class SafeHooks(Hooks):
 
     def bounded(self, row: Implementation, facts: dict[str, Any]) -> Any:
         """What the plugin returns, as plain data that is neither too large nor nested too deeply."""
-        answer = nested = super().call(row, facts)
+        try:
+            answer = nested = super().call(row, facts)
+        except msgspec.ValidationError as error:
+            raise msgspec.ValidationError(self.in_words(row.hook, str(error))) from None
         if row.hook in self.LIVE or row.hook == "rank_files":  # which is as long as the project is large
             return answer
         for _ in range(MARGIN):
@@ -294,6 +299,15 @@ class SafeHooks(Hooks):
         if len(msgspec.json.encode(nested)) > MAX_ANSWER:
             raise ValueError(f"its answer has more than {MAX_ANSWER // MB} MB")
         return answer
+
+    def in_words(self, hook: str, problem: str) -> str:
+        """What is wrong with an answer to ``hook``, with the values that may stand there, as the API's refusals say."""
+        from cco_sidecar_plugins.http.choices import name_choices
+
+        place = problem.partition(" - at `$")[2].removesuffix("`")
+        told = ApiError("REQ_001", problem, details={"path": place.removeprefix(".")})
+        name_choices(told, typing.get_type_hints(self.SPECS[hook], include_extras=True)["return"])
+        return told.message
 
     def tell(self, hook: str, **facts: Any) -> None:
         """Drop it where MAX_UNTOLD wait for observers."""

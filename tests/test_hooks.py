@@ -1456,6 +1456,18 @@ def test_policies_that_hang_refuse(calls: int) -> None:
     assert all("not decided in time" in error.message for error in refusals)
 
 
+@pytest.mark.parametrize("category", ["codingg", "Coding", ""])
+def test_a_category_that_there_is_not_is_told_with_those_that_there_are(
+    tmp_path: Path, repository: Path, caplog: pytest.LogCaptureFixture, category: str
+) -> None:
+    code = f"@hookimpl\ndef register_agent_types():\n    return {{'coyote': {category!r}}}"
+    folder = write_plugins(tmp_path / "plugins", {"ours": code})
+    settings = cco_sidecar.load_settings({"root": str(repository), "plugins": [str(folder)]}, {})
+    cco_sidecar.AgentTypes(cco_sidecar.load_hooks(settings), settings)
+    assert f"plugin ours: register_agent_types: ValidationError: {category!r} is none of " in caplog.text
+    assert all(name in caplog.text for name in cco_sidecar.CATEGORIES) and "Invalid enum" not in caplog.text
+
+
 def test_plugins_shows_what_the_running_service_loaded_and_what_failed_there(
     tmp_path: Path, repository: Path, make_service: Callable[..., Service]
 ) -> None:

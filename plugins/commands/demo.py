@@ -6,19 +6,18 @@ The service, the agent and the crash are real; the agent is this file's other co
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import queue
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import cco_sidecar
-from cco_sidecar import GOOD, REFUSED, StartError, complain, hookimpl, option_parser, settings_from
+from cco_sidecar import GOOD, REFUSED, StartError, complain, hookimpl, in_thread, option_parser, settings_from
 from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._client import Client
 from cco_sidecar_plugins.commands._table import Command, add_commands
@@ -70,8 +69,7 @@ class Demo:
         client = self._start_service()
         self._say(f"service listens on {client.url} for {self._root}")
         self._say("architect token minted")
-        waiter: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._wait_for_event, args=(client, waiter), daemon=True).start()
+        waiter = in_thread("demo", functools.partial(self._wait_for_event, client))
         while not client.call("GET", "/status")["events"]["active_subscriptions"]:
             time.sleep(0.01)
         self._say("test-engineer waits in a long poll for agent_completed on this issue")
@@ -81,9 +79,7 @@ class Demo:
         self._say(
             f"python-specialist spawned as a real process, pid {spawned['process_id']}, with its context in a file"
         )
-        event = waiter.get()
-        if isinstance(event, StartError):
-            raise event
+        event = waiter.result()
         self._say(f"test-engineer woke: {event['publisher']} reports {event['data']['status']} ({event['event_id']})")
         for agent in event["data"]["next_agents"]:
             self._say(f"next: {agent['agent_type']} ({agent['priority']}), {agent['reason']}")
@@ -118,13 +114,12 @@ class Demo:
             time.sleep(0.01)
         return Client(option_parser().parse_args(self._arguments))
 
-    def _wait_for_event(self, client: Client, waiter: queue.SimpleQueue[Any]) -> None:
-        try:
-            query = {"filter": f"issue_id:{self.ISSUE}", "since": "earliest", "timeout": 20_000}
-            events = client.call("GET", "/api/events/wait/agent_completed", query=query)["events"]
-            waiter.put(events[0] if events else StartError("the agent reported nothing within 20 s", REFUSED))
-        except StartError as error:
-            waiter.put(error)
+    def _wait_for_event(self, client: Client) -> dict[str, Any]:
+        query = {"filter": f"issue_id:{self.ISSUE}", "since": "earliest", "timeout": 20_000}
+        events: list[dict[str, Any]] = client.call("GET", "/api/events/wait/agent_completed", query=query)["events"]
+        if not events:
+            raise StartError("the agent reported nothing within 20 s", REFUSED)
+        return events[0]
 
     def _show_context(self, client: Client) -> None:
         context = client.call("GET", f"/api/context/{self.ISSUE}/test-engineer")["context"]

@@ -28,7 +28,7 @@ import cco_sidecar
 from cco_sidecar import FileFact, RankedFile, RankRequest, import_file
 
 PLUGIN = Path(__file__).resolve().parent.parent / "plugins/context/relevance.py"
-relevance = import_file(PLUGIN)
+relevance, identifiers, index_file = import_file(PLUGIN), plugin("_identifiers"), plugin("_index")
 
 EMPTY = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"  # the blob of every empty file
 FILES = {
@@ -168,18 +168,18 @@ def test_a_scan_for_few_words_reads_not_more_than_it_has_time_for(
     ],
 )  # fmt: skip
 def test_an_identifier_is_taken_apart(identifier: str, words: str) -> None:
-    assert relevance.Splitter().text(identifier) == words
+    assert identifiers.Splitter().text(identifier) == words
 
 
 def test_the_splitter_forgets_before_it_grows_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    splitter = relevance.Splitter()
-    monkeypatch.setattr(relevance.Splitter, "LIMIT", 10)
+    splitter = identifiers.Splitter()
+    monkeypatch.setattr(identifiers.Splitter, "LIMIT", 10)
     assert splitter.text(" ".join(f"word{chr(97 + n)}" for n in range(25))).split()[-1] == "wordy"
     assert len(splitter) <= 10
 
 
 def test_stems_are_those_of_the_index() -> None:
-    stemmer = relevance.Stemmer()
+    stemmer = identifiers.Stemmer()
     assert stemmer.stems(["cookies", "caching", "2", "größe"]) == {
         "cookies": "cooki",
         "caching": "cach",
@@ -207,7 +207,7 @@ def test_stems_are_those_of_the_index() -> None:
     ],
 )  # fmt: skip
 def test_a_path_says_what_a_file_is(path: str, kind: str, indexed: bool) -> None:
-    assert relevance.classify(path) == (kind, indexed)
+    assert plugin("_path_kinds").classify(path) == (kind, indexed)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_path_says_what_a_file_is(path: str, kind: str, indexed: bool) -> None
     ],
 )  # fmt: skip
 def test_definitions_are_found(language: str, text: str, names: set[str]) -> None:
-    assert set(relevance.definitions(language, text)) == names
+    assert set(plugin("_definitions").definitions(language, text)) == names
 
 
 @pytest.mark.parametrize(
@@ -238,11 +238,11 @@ def test_definitions_are_found(language: str, text: str, names: set[str]) -> Non
     ],
 )  # fmt: skip
 def test_imports_are_found(language: str, text: str, modules: list[str]) -> None:
-    assert relevance.imports(language, text) == modules
+    assert plugin("_definitions").imports(language, text) == modules
 
 
 def query(*texts: tuple[str, float]) -> Any:
-    return relevance.make_query(texts, relevance.Stemmer())
+    return plugin("_query").make_query(texts, identifiers.Stemmer())
 
 
 def test_a_query_weighs_its_words() -> None:
@@ -282,7 +282,11 @@ def test_words_that_stand_together_as_in_the_task_weigh_more(empty: Repository, 
 def test_a_query_has_an_end() -> None:
     many = " ".join(f"word{chr(97 + a)}{chr(97 + b)}" for a in range(26) for b in range(26))
     made = query(("first pair", 1.0), (many, 0.5), ("a later decision", 0.3))
-    assert (len(made.terms), len(made.pairs), made.pairs[0]) == (relevance.MAX_TERMS, relevance.MAX_PAIRS, "first pair")
+    assert (len(made.terms), len(made.pairs), made.pairs[0]) == (
+        plugin("_query").MAX_TERMS,
+        plugin("_query").MAX_PAIRS,
+        "first pair",
+    )
     assert query(("title", 1.0), ("", 0.5), ("a later decision", 0.3)).pairs == [], "earlier agents' words are no task"
 
 
@@ -294,7 +298,7 @@ def test_a_query_has_an_end() -> None:
     ],
 )  # fmt: skip
 def test_a_task_becomes_a_query(empty: Repository, task: str, words: set[str]) -> None:
-    assert set(query(*relevance.texts_of(empty.request(task))).terms) - {"x"} == words
+    assert set(query(*plugin("_query").texts_of(empty.request(task))).terms) - {"x"} == words
 
 
 @pytest.mark.parametrize(
@@ -306,7 +310,7 @@ def test_a_task_becomes_a_query(empty: Repository, task: str, words: set[str]) -
     ],
 )  # fmt: skip
 def test_a_test_and_its_source_are_called_the_same(test: str, source: str) -> None:
-    assert relevance.pair_stem(test) == relevance.pair_stem(source)
+    assert identifiers.pair_stem(test) == identifiers.pair_stem(source)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +323,7 @@ def test_a_test_and_its_source_are_called_the_same(test: str, source: str) -> No
     ],
 )  # fmt: skip
 def test_changed_paths_and_renames_are_read(raw: str, paths: list[str], renames: list[tuple[str, str]]) -> None:
-    assert relevance.changed_paths(raw) == (paths, renames)
+    assert index_file.changed_paths(raw) == (paths, renames)
 
 
 # ---- What is relevant
@@ -588,7 +592,7 @@ def test_a_small_change_costs_a_look_at_what_changed_alone(shop: Repository, cha
         assert compared <= 2
     project = relevance.project_of(str(shop.root), str(shop.index))
     assert project.index
-    anew = relevance.Facts()
+    anew = plugin("_facts").Facts()
     anew.load(project.index)
     assert project.facts.known == anew.known and project.facts.files == anew.files
     assert {path: file.size for path, file in anew.known.items()} == {file.path: file.size for file in shop.facts()}
@@ -805,7 +809,7 @@ def test_a_harmed_index_is_made_anew(shop: Repository, harm: Callable[[Path], No
     first = relevance.rank(shop.request("session cookie"))
     answer = first if first is not None else shop.rank("session cookie")
     assert answer[0].path == "shop/session.py"
-    assert shop.sql("pragma user_version") == [(relevance.SCHEMA_VERSION,)] and shop.sql("pragma integrity_check") == [
+    assert shop.sql("pragma user_version") == [(index_file.SCHEMA_VERSION,)] and shop.sql("pragma integrity_check") == [
         ("ok",)
     ]
 
@@ -828,7 +832,7 @@ def test_a_search_that_fails_in_one_of_two_threads_is_waited_for_and_the_index_m
 ) -> None:
     shop.rank("zebra")
     harm(shop.project().index)
-    in_thread, close = relevance.in_thread, relevance.Index.close
+    in_thread, close = index_file.in_thread, index_file.Index.close
     searches, waited_for = list[Any](), list[bool]()
 
     def seen_in_thread(*call: Any) -> Any:
@@ -839,8 +843,8 @@ def test_a_search_that_fails_in_one_of_two_threads_is_waited_for_and_the_index_m
         waited_for.append(searches[-1].done())
         close(index)
 
-    monkeypatch.setattr(relevance, "in_thread", seen_in_thread)
-    monkeypatch.setattr(relevance.Index, "close", seen_close)
+    monkeypatch.setattr(index_file, "in_thread", seen_in_thread)
+    monkeypatch.setattr(index_file.Index, "close", seen_close)
     assert relevance.rank(shop.request("session cookie")) is None
     assert len(searches) == 1 and waited_for == [True]
     assert shop.rank("session cookie")[0].path == "shop/session.py"

@@ -128,11 +128,11 @@ def given_in_budget(checkout: Checkout, case: dict[str, Any], files: list[dict[s
 
 def own_share(language: str, files: list[dict[str, Any]]) -> float:
     """The share of the files' bytes that are of the specialist's own kinds or spoken for."""
-    relevance = plugin("relevance")
-    spoken = relevance.spoken_by(SPECIALISTS.get(language, "python-specialist"))
+    classify, spoken_by = plugin("_path_kinds").classify, plugin("_languages").spoken_by
+    spoken = spoken_by(SPECIALISTS.get(language, "python-specialist"))
     sizes = {True: 0, False: 1e-9}
     for file in files:
-        kind = relevance.classify(file["path"])[0]
+        kind = classify(file["path"])[0]
         own = file["language"] in spoken and kind in ("source", "test")
         own = own or any(reason.startswith(SPEAKING) for reason in file["reasons"])
         sizes[own] += len(file["content"].encode())

@@ -56,11 +56,14 @@ def name_of_user(number: int) -> str:
     return f"user id {number}"
 
 
-def denied(folder: Path) -> str:
-    """Why a folder that is there cannot be looked into, "" where it can and where there is none."""
+def denied(file: Path) -> str:
+    """Why a file cannot be read, or its folder looked into, that are there; "" where they can and where none is."""
     try:
-        with os.scandir(folder):
+        with os.scandir(file.parent):
+            file.lstat()
+        if os.access(file, os.R_OK):
             return ""
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
     except PermissionError as error:
         return explained(error)
     except OSError:

@@ -311,6 +311,7 @@ DENIED = {  # owner and mode of the storage, what the commands say of it
     "of another user": (65534, 0o700, "belongs to nobody (user id 65534): chown -R it to yourself"),
     "of another user, to be looked at": (65534, 0o755, "belongs to nobody (user id 65534): chown -R it to yourself"),
     "read-only": (0, 0o500, "chmod u+rwX"),
+    "to be listed alone": (0, 0o400, "chmod u+rwX"),
     "not to be looked at": (0, 0o000, "chmod u+rwX"),
 }
 

@@ -23,6 +23,7 @@ import msgspec
 from cco_sidecar import (
     ERRORS,
     REFUSED,
+    SidecarInfo,
     StartError,
     load_hooks,
     mint_token,
@@ -104,7 +105,7 @@ class Client:
         """Take where the repository's service is now: it may have been started again. Raises NotReachable."""
         if self._settings:
             info = read_sidecar_json(self._settings.storage)
-            if info is None and (problem := denied(self._settings.storage)):
+            if info is None and (problem := denied(self._settings.storage / SidecarInfo.FILE)):
                 raise NotReachable(f"whether a sidecar runs for {self._settings.root} cannot be seen: {problem}")
             if info is None:
                 raise NotReachable(f"no sidecar runs for {self._settings.root}; {start_it(self._settings)}")

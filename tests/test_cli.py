@@ -522,6 +522,72 @@ def test_a_result_file_may_be_as_large_as_a_result_and_one_that_is_not_there_is_
     )
 
 
+INPUTS = {  # what takes - for standard input, and where the text is then found
+    "agent spawn --type python-specialist --issue {issue} --wait --task -": ("agent list --issue {issue}", "task"),
+    "events publish noted --data -": ("events list --filter issue_id:{issue}", "data"),
+    "events publish noted --topic {issue} --data=-": ("events list --topic {issue}", "data"),
+    "results store --issue {issue} --agent a --agent-type test-engineer --status success --decisions -": (
+        "results list --issue {issue}",
+        "result",
+    ),
+}
+
+
+@pytest.mark.parametrize("words", INPUTS)
+def test_a_dash_stands_for_standard_input_where_a_text_is_wanted(
+    words: str, here: Here, cco: Callable[..., tuple[int, str, str]], issue: str
+) -> None:
+    text = json.dumps({"issue_id": issue, "note": "Grüße"}) if "--data" in words else "exit 0\nfür alle; exit 0"
+    code, _, err = cco(*words.format(issue=issue).split(), text=text + "\n")
+    assert code == 0, err
+    listed, field = INPUTS[words]
+    rows = next(iter(json.loads(cco(*listed.format(issue=issue).split(), "--format", "json")[1]).values()))
+    found = rows[-1][field]
+    if field == "result":
+        assert found["decisions"] == text.split("; ")
+    else:
+        assert found == (json.loads(text) if field == "data" else text)
+
+
+def test_standard_input_is_read_once_and_must_be_text(here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:
+    store = "results store --issue i --agent a --agent-type test-engineer --status success --decisions - --metrics=-"
+    assert cco(*store.split(), text="{}") == (2, "", "cco: - stands for standard input, which can be read once\n")
+    command = [sys.executable, str(MODULE), "brief", "i", "test-engineer", "--task", "-"]
+    done = subprocess.run(
+        command, cwd=here.root, env=here.environment(), input=b"caf\xe9", capture_output=True, timeout=40
+    )
+    assert done.returncode == 2 and done.stderr.startswith(b"cco: --task: standard input is no text in UTF-8")
+
+
+def test_a_part_of_an_id_that_may_be_several_names_them(
+    here: Here, cco: Callable[..., tuple[int, str, str]], issue: str
+) -> None:
+    agents = []
+    for _ in range(2):
+        spawn = [
+            "agent",
+            "spawn",
+            "--type",
+            "rust-specialist",
+            "--issue",
+            issue,
+            "--task",
+            "exit 0",
+            "--format",
+            "json",
+        ]
+        agents.append(json.loads(cco(*spawn)[1])["agent_id"])
+    for words in (["agent", "status"], ["agent", "logs"], ["agent", "kill"]):
+        code, _, err = cco(*words, "rust-specialist-")
+        assert code == 2 and all(agent in err for agent in agents) and err.endswith(": type more of it\n"), err
+        code, _, err = cco(*words, agents[0][-3:])
+        assert code == 2 and agents[0] in err and ": type more of it, 4 characters at least" in err, err
+    assert json.loads(cco("agent", "status", agents[0][-8:], "--format", "json")[1])["agent_id"] == agents[0]
+    until(lambda: all(here.client().get(f"/api/agents/{agent}/status").json()["ended_at"] for agent in agents))
+    code, _, err = cco("results", "get", "z")
+    assert code == 1 and err.startswith("cco: 404 REQ_002: "), err
+
+
 def test_events_are_published_as_the_agent_that_the_environment_names(
     here: Here, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, issue: str
 ) -> None:

@@ -346,6 +346,8 @@ class Runs:
         asked = {"task": request.task, "type": request.type, "until": request.until, "rounds": request.rounds,
                  "retries": request.retries, "timeout": request.timeout}  # fmt: skip
         given = {name: value for name, value in asked.items() if value is not None}
+        if request.task == "-":  # which alone stands for standard input
+            given["task"] = "- "
         words = [f"--{name}={value}" for name, value in (own | given).items()]
         words += ["--restart"] if request.restart else []
         command = [sys.executable, str(Path(cco_sidecar.__file__).resolve()), "run", "--until-eof"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import codecs
 import itertools
+import json
 import re
+import sys
 import typing
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -50,6 +52,24 @@ def number(least: float, most: float = 1e15, kind: type = int) -> Callable[[str]
         return kind(text)
 
     return read
+
+
+def text_or_input(text: str) -> str:
+    """Reads an option of free text or JSON: ``-`` stands for what comes on standard input, whose last newlines are left
+    out, as the shell does with what a command prints.
+    """
+    if text != "-":
+        return text
+    content = sys.stdin.buffer.read()
+    try:
+        return content.decode(json.detect_encoding(content)).rstrip("\r\n")
+    except ValueError:
+        raise argparse.ArgumentTypeError("standard input is no text in UTF-8, UTF-16 or UTF-32") from None
+
+
+def inputs(words: Sequence[str]) -> int:
+    """How many of ``words`` ask for standard input, which can be read once."""
+    return sum(re.fullmatch(r"(--[a-z-]+=)?-", word) is not None for word in words)
 
 
 def add_commands(commands: Any, table: dict[str, Command]) -> None:

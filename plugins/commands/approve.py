@@ -9,7 +9,7 @@ from typing import Any
 from cco_sidecar import GOOD, REFUSED, StartError, hookimpl
 from cco_sidecar_plugins.commands._client import Client
 from cco_sidecar_plugins.commands._printing import cell, print_fitted, show
-from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number
+from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number, text_or_input
 
 
 @hookimpl
@@ -94,7 +94,9 @@ def whole_approval_id(client: Client, text: str) -> str:
 
 
 ID_ARGUMENT = arg("id", metavar="ID", help="its number, or its whole id")
-MESSAGE_ARGUMENT = arg("--message", metavar="TEXT", help="what the agent is told beside it")
+MESSAGE_ARGUMENT = arg(
+    "--message", type=text_or_input, metavar="TEXT", help="what the agent is told beside it, - for standard input"
+)
 SECTION = "Agents and what they exchange"
 
 COMMANDS = {
@@ -107,6 +109,7 @@ COMMANDS = {
                        section=SECTION),
     "deny": Command("refuse what an agent asks for", command_deny, [ID_ARGUMENT, MESSAGE_ARGUMENT], section=SECTION),
     "answer": Command("answer an agent's question", command_answer, [
-        ID_ARGUMENT, arg("text", metavar="TEXT", help="one of its choices, or any text where it has none"),
+        ID_ARGUMENT, arg("text", type=text_or_input, metavar="TEXT",
+            help="one of its choices, or any text where it has none, - for standard input"),
         MESSAGE_ARGUMENT], section=SECTION),
 }  # fmt: skip

@@ -39,7 +39,7 @@ from cco_sidecar_plugins.agents.type_list import type_list
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused, running_types
 from cco_sidecar_plugins.commands._client_view import explain, print_event, random_part, show_context, show_list
 from cco_sidecar_plugins.commands._printing import show
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number, text_or_input
 
 
 @hookimpl
@@ -388,7 +388,7 @@ def whole_id(client: Client, kind: str, text: str) -> str:
         if error.status != 404:
             raise
         field = "agent_id" if kind == "agents" else "id"
-        everything = (row[field] for row in every(client, kind)) if len(text) >= SHORTEST_ID else ()
+        everything = (row[field] for row in every(client, kind))
         found = [
             name
             for name in everything
@@ -396,9 +396,10 @@ def whole_id(client: Client, kind: str, text: str) -> str:
         ]
         if not found:
             raise
-    if len(found) > 1:
+    if len(found) > 1 or len(text) < SHORTEST_ID:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise StartError(f"{text!r} may be {', '.join(found[-3:])}{more}: type more of it")
+        least = f", {SHORTEST_ID} characters at least" if len(text) < SHORTEST_ID else ""
+        raise StartError(f"{text!r} may be {', '.join(found[-3:])}{more}: type more of it{least}")
     return found[0]
 
 
@@ -478,6 +479,7 @@ ISSUE_OPTION = arg("--issue", metavar="ID", help="of this issue")
 FILTER_ARGUMENT = arg("--filter", metavar="F", help="for example status:failed,issue_id:issue-123")
 TYPE_OPTION = arg("--agent-type", metavar="TYPE", help="of this agent type")
 KEY_ARGUMENT = arg("--idempotency-key", metavar="KEY", help="a repeat with the same key does nothing twice")
+TASK_ARGUMENT = arg("--task", type=text_or_input, help="what is to be done, - for standard input")
 LIMIT_ARGUMENT = arg("--limit", type=number(1, 1000), metavar="N", help="how many at most, 1 to 1000 (default: 100)")
 SINCE_OPTION = arg("--since", metavar="ID", help="those after this one, or from the earliest")
 AGENT_ARGUMENT = arg("id", type=part_of_id, metavar="ID", help="agent id, or enough of its beginning or end")
@@ -490,7 +492,7 @@ COMMANDS = {
     "context": Command("contexts of agents", section="Agents and what they exchange"),
     "context get": Command("show a context, its files with the reason for each", command_context_get, [
         arg("issue", metavar="ISSUE", help="issue id"), arg("type", metavar="TYPE", help="agent type"),
-        arg("--task", help="what is to be done"),
+        TASK_ARGUMENT,
         arg("--output", metavar="PATH", help="write it there, as JSON unless --format says otherwise"),
         arg("--max-bytes", type=number(0), metavar="N", help="how large it may be (default: 10 MB)"),
         arg("--max-tokens", type=number(0), metavar="N", help="at 4 bytes each"),
@@ -504,7 +506,7 @@ COMMANDS = {
         arg("--force", action="store_true", help="build them anew in any case")]),
     "brief": Command("show a context as its agent reads it first: 10 kB of Markdown", command_brief, [
         arg("issue", metavar="ISSUE", help="issue id"), arg("type", metavar="TYPE", help="agent type"),
-        arg("--task", help="what is to be done")],
+        TASK_ARGUMENT],
         formats=("text",), section="Agents and what they exchange"),
     "context clear": Command("forget cached contexts", command_context_clear, [
         arg("issue", nargs="?", metavar="ISSUE", help="of this issue"),
@@ -520,8 +522,8 @@ COMMANDS = {
         arg("--status", choices=STATUSES, help="how it ended"),
         arg("--files-created", metavar="A,B", help="new files"),
         arg("--files-modified", metavar="A,B", help="changed files"),
-        arg("--decisions", metavar="'A; B'", help="what was decided, and why"),
-        arg("--metrics", metavar="JSON", help="any numbers"), KEY_ARGUMENT]),
+        arg("--decisions", type=text_or_input, metavar="'A; B'", help="what was decided, - for standard input"),
+        arg("--metrics", type=text_or_input, metavar="JSON", help="any numbers, - for standard input"), KEY_ARGUMENT]),
     "results list": Command("list the newest results, newest last", command_results_list, [
         ISSUE_OPTION, arg("--agent-type", "--type", metavar="TYPE", help="of this agent type"),
         arg("--status", choices=STATUSES, help="which ended so"), SINCE_OPTION, LIMIT_ARGUMENT]),
@@ -533,7 +535,8 @@ COMMANDS = {
     "events publish": Command("publish an event", command_events_publish, [
         arg("type", nargs="?", metavar="TYPE", help="event type"),
         arg("--type", dest="named_type", metavar="TYPE", help="the same"),
-        arg("--topic", help="(default: general)"), arg("--data", metavar="JSON", help="(default: {})"),
+        arg("--topic", help="(default: general)"),
+        arg("--data", type=text_or_input, metavar="JSON", help="(default: {}), - for standard input"),
         arg("--publisher", help="who says it (default: $AGENT_ID, else cli)"),
         arg("--correlation-id", metavar="ID", help="of events that belong together"),
         arg("--ttl", type=number(0, kind=float), metavar="SECONDS", help="how long it is kept"),
@@ -558,7 +561,7 @@ COMMANDS = {
     "agent types": Command("list the agent types", command_agent_types, options=(*CLIENT_OPTIONS, "agent_types")),
     "agent spawn": Command("start an agent", command_agent_spawn, [
         arg("--type", required=True, help="agent type"), arg("--issue", required=True, help="issue id"),
-        arg("--task", default="", help="what it is to do"),
+        arg("--task", default="", type=text_or_input, help="what it is to do, - for standard input"),
         arg("--env", action="append", metavar="NAME=VALUE", help="a variable of its environment"),
         arg("--require", action="append", metavar="SECTION", help="only these sections of the context"),
         arg("--priority", default="normal", choices=("low", "normal", "medium", "high", "critical"),

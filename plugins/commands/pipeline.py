@@ -51,7 +51,7 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
 )
 from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_service
 from cco_sidecar_plugins.commands._pipeline_view import NotWritten, View, counted, last_shown, view_of
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number, text_or_input
 
 INTERRUPTED = 130
 FIRST = NextAgent("chief-architect", "high", "pipeline: the first agent")
@@ -66,7 +66,8 @@ def register_commands(commands: Any) -> None:
         "run": Command("take an issue through all its agents, or go on with one",
             command_run, [
             arg("--issue", required=True, help="issue id"),
-            arg("--task", type=task_text, help="what is to be done (default: what a plugin or an earlier run knows)"),
+            arg("--task", type=task_text,
+                help="what is to be done, - for standard input (default: what a plugin or an earlier run knows)"),
             arg("--type", help="the first agent (default: chief-architect)"),
             arg("--until", metavar="CATEGORY|TYPE",
                 help="stop when this has succeeded, for example coding or documentation-expert"),
@@ -85,6 +86,7 @@ def register_commands(commands: Any) -> None:
 
 
 def task_text(text: str) -> str:
+    text = text_or_input(text)
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty")
     if len(text) > TASK_LENGTH:

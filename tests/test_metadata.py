@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Service, git, plugin
+from conftest import Service, git, plugin, until
 
 import cco_sidecar
 
@@ -573,6 +573,38 @@ def test_manifests_of_modules_are_read_up_to_a_size_that_all_have_together(
     assert facts["python_version"] == "3.12"
     assert [each[-1] for each in found] == ["0", "1", "2", "3", "4"][: len(found)] and len(found) in (4, 5)
     assert len(caplog.records) == 1 and "further manifests" in caplog.text
+
+
+@pytest.mark.parametrize("given", [files for files, _ in (MODULES | OTHERS).values()], ids=[*MODULES, *OTHERS])
+def test_manifests_are_parsed_again_only_where_one_of_them_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Contents
+) -> None:
+    parsed, read_dependencies = list[None](), manifests.read_dependencies
+
+    def read(files: Any) -> Any:
+        parsed.append(None)
+        return read_dependencies(files)
+
+    def parses(*more: str) -> bool:
+        before, files = len(parsed), {*(name for name in given if (tmp_path / name).exists()), *more}
+        found = manifests.facts_of(ProjectFiles(tmp_path, files))["dependency_versions"]
+        assert found == read_dependencies(ProjectFiles(tmp_path, files))
+        return len(parsed) > before
+
+    monkeypatch.setattr(manifests, "read_dependencies", read)
+    write(tmp_path, given | {"source.py": "x = 1\n"})
+    assert parses()
+    until(lambda: not parses())  # until then a change could have the same time
+    assert not parses("source.py")
+    changed = 0
+    for name, content in given.items():
+        write(tmp_path, {name: ""})
+        changed += parses()
+        (tmp_path / name).unlink()
+        changed += parses()
+        write(tmp_path, {name: content})
+        until(lambda: not parses())
+    assert changed >= 2
 
 
 @table(OTHERS)

@@ -13,11 +13,12 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Collection, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cco_sidecar import MB, ProjectState, one_line
+from cco_sidecar import MB, ProjectState, is_young, one_line
 from cco_sidecar_plugins.context._withheld import is_secret
 
 if TYPE_CHECKING:  # each is imported where a project has a file for it: all of them would hold up the start
@@ -44,6 +45,8 @@ class ProjectFiles:
         self.root = os.path.realpath(root)
         self._listed, self._room = listed, room
         self.incomplete = False  # a file that is there could not be read, or not in time: later it may be
+        self._endings: dict[tuple[str, ...], list[str]] = {}  # what was asked for by endings, and given
+        self._looked: dict[str, tuple[str, Any]] = {}  # by name of what was asked for: where it is, and its facts
 
     def parsed(self, name: str, parse: Callable[[File], T], limit: int = MB) -> T | None:
         """What ``parse`` makes of the file ``name`` (relative to the root); None where it is missing, has more than
@@ -67,8 +70,24 @@ class ProjectFiles:
 
     def ending_with(self, *endings: str) -> list[str]:
         """The listed files whose names end so, in any case; those near the root first, at most 300."""
-        found = [name for name in self._listed or () if name.lower().endswith(endings)]
-        return sorted(found, key=lambda name: (name.count("/"), name))[:300]
+        if endings not in self._endings:
+            there = any(f"{ending}\n" in self._names for ending in endings)  # in most projects of most none is
+            found = [name for name in self._listed or () if name.lower().endswith(endings)] if there else []
+            self._endings[endings] = sorted(found, key=lambda name: (name.count("/"), name))[:300]
+        return self._endings[endings]
+
+    @functools.cached_property
+    def _names(self) -> str:
+        return "\n".join((*(self._listed or ()), "")).lower()
+
+    def tell_what(self, before: ProjectFiles) -> bool:
+        """Whether all that ``before`` told would be told now. Blocks."""
+        return (
+            self.root == before.root
+            and not before.incomplete
+            and all(self.ending_with(*endings) == names for endings, names in before._endings.items())
+            and all(self._facts(name, inside) == facts for name, (inside, facts) in before._looked.items())
+        )
 
     def moment(self, name: str) -> int | None:
         """When the file was last changed, in nanoseconds; None where there is none. Blocks."""
@@ -83,6 +102,7 @@ class ProjectFiles:
 
     def _read(self, name: str, limit: int) -> bytes | None:
         place = os.path.realpath(os.path.join(self.root, name))
+        self._look(name, place)
         self._check(place)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO must not block
         with open(place, "rb", opener=lambda path, _: os.open(path, flags)) as file:
@@ -96,8 +116,27 @@ class ProjectFiles:
             raise ValueError(f"it has more than {limit} bytes")
         return content
 
+    def _look(self, name: str, place: str) -> None:
+        """Take note of what shows that the file, which is at ``place``, is another one; before it is read. Blocks."""
+        inside, now = self._inside(place), time.time_ns()
+        facts = self._facts(name, inside)
+        hides_changes = any(is_young(moment, now) for moment in facts[1:3])
+        self._looked[name] = inside, None if hides_changes else facts
+
+    def _facts(self, name: str, inside: str) -> tuple[Any, ...]:
+        """Whether git lists the file, which is at ``inside``; its times, size, number and kind where it is there."""
+        is_listed = self._listed is None or inside in self._listed
+        try:
+            facts = os.stat(os.path.join(self.root, name))
+        except (OSError, ValueError):
+            return (is_listed,)
+        return is_listed, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_dev, facts.st_mode
+
+    def _inside(self, place: str) -> str:
+        return os.path.relpath(place, self.root).replace(os.sep, "/")
+
     def _check(self, place: str) -> None:
-        inside = os.path.relpath(place, self.root).replace(os.sep, "/")
+        inside = self._inside(place)
         if inside.startswith("../") or os.path.isabs(inside):
             raise ValueError("it lies outside the project")
         if is_secret(inside) or ".git" in inside.split("/"):
@@ -124,6 +163,23 @@ def remembered(read: Callable[[ProjectState], tuple[Facts, ProjectFiles]]) -> Ca
             if not files.incomplete:
                 last = key, found
         return found
+
+    return facts
+
+
+def while_unchanged(read: Callable[[ProjectFiles], Facts]) -> Callable[[ProjectFiles], Facts]:
+    """The facts of ``read``, which is called again where what its files told it is another now: most edits are of
+    other files, and parsing hundreds of manifests takes a quarter of a second.
+    """
+    last: tuple[ProjectFiles, Facts] | None = None
+
+    @functools.wraps(read)
+    def facts(files: ProjectFiles) -> Facts:
+        nonlocal last
+        known = last
+        if known is None or not files.tell_what(known[0]):
+            known = last = files, read(files)
+        return known[1]
 
     return facts
 

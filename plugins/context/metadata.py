@@ -28,7 +28,7 @@ from cco_sidecar_plugins.context._modules import (
     package_members,
     umbrella_members,
 )
-from cco_sidecar_plugins.context._parsing import Facts, File, ProjectFiles, remembered
+from cco_sidecar_plugins.context._parsing import Facts, File, ProjectFiles, remembered, while_unchanged
 from cco_sidecar_plugins.context._urls import without_credentials
 
 
@@ -45,13 +45,13 @@ def context_section(request: ContextRequest) -> Sections:
 @remembered
 def read_manifests(project: ProjectState) -> tuple[Facts, ProjectFiles]:
     files = ProjectFiles(Path(project.root), frozenset(file.path for file in project.files), ALL_MANIFESTS)
+    return facts_of(files), files
+
+
+@while_unchanged
+def facts_of(files: ProjectFiles) -> Facts:
     python_version, versions = read_python_version(files), read_dependencies(files)
-    facts = {
-        "dependencies": sorted(versions),
-        "dependency_versions": versions,
-        "python_version": python_version,
-    }
-    return facts, files
+    return {"dependencies": sorted(versions), "dependency_versions": versions, "python_version": python_version}
 
 
 ALL_MANIFESTS = 5 * MB  # of which parsing takes half a second; hundreds of modules have a tenth of it

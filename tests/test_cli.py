@@ -1093,3 +1093,33 @@ def test_a_token_is_not_made_with_a_permission_that_its_type_lacks(
     code, out, err = cco("token", "--type", agent_type, "--permissions", permissions)
     assert (code, bool(out)) == ((2, False) if said else (0, True)), err
     assert err.startswith(f"cco: --permissions: {said}") if said else err == ""
+
+
+POLICIES = {  # what each answers to every request, and what the refusal says of it
+    "fails": ("{}[0]", "the policy fails could not decide"),
+    "says_no": ('"nobody may"', "nobody may"),
+    "odd": ("[1]", "the policy odd could not decide"),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_plugins_are_listed_also_where_one_of_them_refuses_everybody(tmp_path: Path, name: str) -> None:
+    answer, said = POLICIES[name]
+    refusing = Here(tmp_path)
+    (refusing.root / "cco.toml").write_text('plugins = ["../ours"]\n')
+    (tmp_path / "ours").mkdir()
+    policy = f"from cco_sidecar import hookimpl\n\n@hookimpl\ndef permission_policy():\n    return {answer}\n"
+    (tmp_path / f"ours/{name}.py").write_text(policy)
+    refusing.start()
+    listed = refusing.run("plugins", "--format", "json")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    told = json.loads(listed.stdout)
+    assert (
+        told["of"].startswith("that the next start would load; the running service refuses to tell")
+        and said in told["of"]
+    )
+    assert any(row["plugin"] == name and row["hooks"] == "permission_policy" for row in told["plugins"])
+    for words in (["status"], ["plugins", "--url", refusing.url]):
+        refused = refusing.run(*words, JWT_TOKEN=refusing.run("token", "--type", "chief-architect").stdout.strip())
+        assert refused.returncode == 1 and said in refused.stderr, refused
+    refusing.stop()

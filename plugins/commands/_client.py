@@ -56,6 +56,8 @@ class Refused(StartError):
         except (ValueError, LookupError, TypeError, RecursionError):
             message = f"{status}: {content[:200].decode('utf-8', 'replace')}"
         super().__init__(f"{message}; {advice}" if advice else message, REFUSED)
+        details = self.answer.get("details")
+        self.by_policy = isinstance(details, dict) and "policy" in details
 
 
 def in_plain_words(answer: dict[str, Any]) -> str:
@@ -214,8 +216,7 @@ class Client:
         if self._minted:
             other = "the service signs with another secret than this command has"
             return f"{other}: set CCO_SIDECAR_JWT_SECRET as it is set there" if refusal.status == 401 else ""
-        details = refusal.answer.get("details")
-        if refusal.answer.get("code") not in TOKEN_REFUSED or (isinstance(details, dict) and "policy" in details):
+        if refusal.answer.get("code") not in TOKEN_REFUSED or refusal.by_policy:
             return ""
         if self._environ.get("AGENT_ID"):  # an agent is not told how to have more than was given to it
             return "the token is the agent's own"
@@ -250,8 +251,11 @@ def service_url(flag: str | None, variable: str | None) -> str:
     return text.rstrip("/").removesuffix("/api")
 
 
-def loaded_plugins(options: argparse.Namespace) -> tuple[list[LoadedPlugin], str]:
-    """(plugins, whose they are)."""
+def loaded_plugins(options: argparse.Namespace, *, files_too: bool = False) -> tuple[list[LoadedPlugin], str]:
+    """(plugins, whose they are). Where a policy of the service refuses to tell, ``files_too`` has the files looked at:
+    the policy may be the plugin that is looked for.
+    """
+    whose = "that the next start would load"
     if not {"plugins", "no_plugins"} & vars(options).keys():
         try:
             client = Client(options)
@@ -260,8 +264,12 @@ def loaded_plugins(options: argparse.Namespace) -> tuple[list[LoadedPlugin], str
         except NotReachable:
             if getattr(options, "url", None):
                 raise
+        except Refused as refusal:
+            if not refusal.by_policy or not files_too or getattr(options, "url", None):
+                raise
+            whose += f"; the running service refuses to tell its own: {refusal}"
     logging.getLogger("cco").setLevel(logging.ERROR)  # what cannot be loaded is in the list
-    return load_hooks(settings_from(options)).loaded, "that the next start would load"
+    return load_hooks(settings_from(options)).loaded, whose
 
 
 def running_types(options: argparse.Namespace) -> dict[str, Any] | None:

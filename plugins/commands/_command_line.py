@@ -156,7 +156,7 @@ def command_plugins(options: argparse.Namespace) -> int:
     from cco_sidecar_plugins.commands._client import loaded_plugins
     from cco_sidecar_plugins.commands._printing import show
 
-    found, whose = loaded_plugins(options)
+    found, whose = loaded_plugins(options, files_too=True)
     rows = [
         {
             "plugin": item.name,

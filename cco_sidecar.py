@@ -1411,12 +1411,11 @@ class UnknownRoute(Endpoint):
     def refusal(self) -> ApiError:
         if not (allowed := self.allowed_methods()):
             return ApiError("REQ_002", "No such path, and no plugin in use adds it")
-        self.set_header("Allow", ", ".join(sorted(allowed)))
-        return ApiError("REQ_003")
+        self.set_header("Allow", methods := ", ".join(sorted(allowed)))
+        return ApiError("REQ_003", f"Only {methods} here; no plugin in use adds more")
 
     def allowed_methods(self) -> set[str]:
-        path = self.request.path
-        return set().union(*(route.methods for route, _ in self.application.served if route.matched(path)))
+        return set().union(*(row.methods for row, _ in self.application.served if row.matched(self.request.path)))
 
 
 def check_access(request: tornado.httputil.HTTPServerRequest, hosts: frozenset[str], origins: tuple[str, ...]) -> None:
@@ -4191,9 +4190,9 @@ class Program:
         """The options, and the command as ``run``."""
         options, rest = option_parser().parse_known_args(words)  # also those before the command
         parser = CommandParser(prog="cco", parents=[option_parser()], allow_abbrev=False)
-        parser.usage = "%(prog)s [serve | token] [OPTIONS]"
-        parser.description = "Lets a team of agents work on one repository: serves it, or prints a token for an agent."
-        parser.epilog = "cco token --help shows its options. Exit codes: 0 good, 1 refused, 2 wrong use."
+        parser.usage = "%(prog)s [serve | token --type TYPE] [OPTIONS]"
+        parser.description = "Serves a repository to a team of agents, or prints a token for an agent."
+        parser.epilog = "Exit codes: 0 good, 1 refused, 2 wrong use."
         parser.add_argument("--version", action="version", version=f"cco {__version__}")
         command = rest.pop(0) if rest[:1] in (["serve"], ["token"]) else "serve"
         if command == "token":

@@ -240,8 +240,9 @@ def test_wrong_methods_are_405_and_say_which_are_right(service: Service, path: s
     some = {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "OPTIONS"}
     for method in sorted(some - set(allowed.split(", "))):
         answer = client.request(method, path)
-        check_error(answer, "REQ_003")
+        refused = check_error(answer, "REQ_003")
         assert answer.headers["Allow"] == allowed
+        assert refused["message"] == f"Only {allowed} here; no plugin in use adds more"
     if setup == "alone":
         return
     answer = client.request("OPTIONS", path)

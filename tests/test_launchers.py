@@ -431,11 +431,15 @@ def test_the_prompt_speaks_of_what_the_agent_may_do_alone(
     assert ("/api/results" in said, "/api/events" in said) == (stores, publishes)
 
 
-def test_the_commands_of_the_prompt_work_as_they_stand(make_service: Callable[..., Service]) -> None:
+@pytest.mark.parametrize("storage", ["storage", 'a "quoted" \\ folder'])
+def test_the_commands_of_the_prompt_work_as_they_stand(
+    make_service: Callable[..., Service], tmp_path: Path, storage: str
+) -> None:
     """An agent that runs the two commands that begin with curl; the file that they name goes with the agent."""
-    found = "re.findall('curl [^\\x27]*\\x27[^\\x27]*\\x27', sys.argv[1])"  # from curl to the end of the quoted body
+    found = r"re.findall('(?s)curl .*?}}\x27', sys.argv[1])"  # to the end of the quoted body
     code = f"import re, subprocess, sys; [subprocess.run(line, shell=True, check=True) for line in {found}]"
-    service = make_service("--agent-command", json.dumps([sys.executable, "-c", code, "{prompt}"]))
+    command = json.dumps([sys.executable, "-c", code, "{prompt}"])
+    service = make_service("--agent-command", command, storage=tmp_path / storage)
     client = service.client()
     spawned = spawn(client)
     assert state(client, spawned["agent_id"])["state"] == "completed", output(client, spawned["agent_id"])
@@ -445,6 +449,21 @@ def test_the_commands_of_the_prompt_work_as_they_stand(make_service: Callable[..
         "progress"
     ]
     assert not (folder_of(service, spawned["agent_id"]) / "curl").exists()
+
+
+def test_no_file_that_the_prompt_names_holds_the_token(make_service: Callable[..., Service]) -> None:
+    """Some programs read every file that a prompt names into the conversation."""
+    code = """\
+import json, os, re, sys
+named = {path.rstrip(".,") for path in re.findall(r"(?<!\\S)/\\S+", sys.argv[1])}
+texts = {os.path.basename(path): open(path).read() for path in named if os.path.isfile(path)}
+print(json.dumps({name: os.environ["JWT_TOKEN"] in text for name, text in texts.items()}))
+"""
+    service = make_service("--agent-command", json.dumps([sys.executable, "-c", code, "{prompt}"]))
+    spawned = spawn(service.client(), "Mend @property")  # whose task is named as a file, too
+    assert state(service.client(), spawned["agent_id"])["state"] == "completed"
+    holds_token = json.loads(output(service.client(), spawned["agent_id"]))
+    assert holds_token == dict.fromkeys(["brief.md", "context.json", "curl", "task"], False)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 from cco_sidecar import (
@@ -89,14 +90,16 @@ class ShortLauncher(Launcher):
         return command
 
     def _prepare(self, launch: AgentLaunch, files: dict[str, bytes]) -> AgentCommand:
-        return super()._prepare(launch, files | token_files(files["token"].decode()))
+        return super()._prepare(launch, files | token_files(launch.agent_folder, files["token"].decode()))
 
 
-def token_files(token: str) -> dict[str, bytes]:
-    """A token by file: alone, as a header, and as curl's configuration (as an argument others would see it)."""
-    header = f"Authorization: Bearer {token}"
-    curl = f'header = "{header}"\nheader = "Content-Type: application/json"\n'
-    return {"token": token.encode(), "header": f"{header}\n".encode(), "curl": curl.encode()}
+def token_files(folder: str | Path, token: str) -> dict[str, bytes]:
+    """A token by file: alone and as a header (as an argument others would see it), and curl's configuration, which only
+    names the header's file: prompts name it, and some programs read what a prompt names into the conversation.
+    """
+    header = str(Path(folder, "header")).replace("\\", "\\\\").replace('"', '\\"')
+    curl = f'header = "@{header}"\nheader = "Content-Type: application/json"\n'
+    return {"token": token.encode(), "header": f"Authorization: Bearer {token}\n".encode(), "curl": curl.encode()}
 
 
 class RenewingAgents(Agents):
@@ -116,7 +119,7 @@ class RenewingAgents(Agents):
             return
         running.token, self._due[running] = self.launcher.token(running.row), time.time() + wait
         try:
-            for name, content in token_files(running.token).items():
+            for name, content in token_files(running.folder, running.token).items():
                 await self.disk.run(write_file, running.folder / name, content)
         except OSError as error:
             self._due[running] = time.time() + 1
@@ -124,6 +127,6 @@ class RenewingAgents(Agents):
 
     async def judge(self, running: Running) -> None:
         await super().judge(running)
-        for name in token_files(""):
+        for name in token_files(running.folder, ""):
             with contextlib.suppress(OSError):
                 await self.disk.run((running.folder / name).unlink)

@@ -179,7 +179,7 @@ class Settings:
         """By option (where it is set, value, folder of relative paths), from the root's settings files. Alone none is
         read, and StartError says so where there is a cco.toml, or a pyproject.toml with our table.
         """
-        for name, mark in {"cco.toml": "", "pyproject.toml": r"^\s*\[?\s*tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
+        for name, mark in {"cco.toml": "", "pyproject.toml": r"^[\[ \t]*+tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
             file = root / name
             if file.is_file() and re.search(mark, file.read_text("utf-8-sig", "replace"), re.MULTILINE):
                 raise StartError(f"{name}: settings files are not read; {ABSENT}")
@@ -2897,7 +2897,7 @@ class Contexts:
             log.error("the project cannot be read: %s", one_line(error))
             known_why = isinstance(error, GitError)  # others name paths of this machine
             raise ApiError("CTX_001", f"The project cannot be read: {error}" if known_why else "") from None
-        max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
+        max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * (query.max_tokens or query.max_bytes))
         key = ContextKey(
             issue_id=issue_id, agent_type=agent_type, category=category, task=query.task or await self.task(issue_id),
             max_bytes=max_bytes, max_files=query.max_files, reader=query.reader,
@@ -3024,7 +3024,7 @@ class Contexts:
             agent_type=key.agent_type, task=key.task, outputs=outputs, head=state.head,
             changed=[change.path for change in state.git.uncommitted_changes],
         )  # fmt: skip
-        ranked: list[RankedFile] = self._hooks.first("rank_files", request=request) or []
+        ranked: list[RankedFile] = self._hooks.first("rank_files", request=request)
         return [item for item in ranked if item.path in files]  # a plugin may name anything
 
     def sections(self, request: ContextRequest) -> Sections:
@@ -3380,8 +3380,8 @@ class Redaction:
 
     def redact(self, content: str) -> tuple[str, int]:
         number = 0
-        for pattern in SECRETS:
-            content, found = without_secrets(content, re.compile(pattern))  # when first needed; re keeps it
+        for pattern in SECRETS if len(content) >= LEAST else ():
+            content, found = without_secrets(content, re.compile(pattern))
             number += found
         return content, number
 
@@ -3399,8 +3399,8 @@ class Redaction:
         return msgspec.json.decode(JSON_TEXT.sub(clean, msgspec.json.encode(value))), number
 
     def redact_given(self, text: str, name: str) -> tuple[str, int]:
-        """``redact``, for a text that a field ``name`` of JSON has: as code would give it, where the name tells so."""
-        if SECRET_NAME.search(name):
+        """``redact`` for a text in a field ``name`` of JSON: as code would give it, where the name tells so."""
+        if len(text) >= LEAST and SECRET_NAME.search(name):
             redacted, number = self.redact(f'{name} = "{text}"')
             if redacted.endswith(REDACTED + '"'):
                 return redacted[:-1].removeprefix(f'{name} = "'), number
@@ -3422,7 +3422,7 @@ def without_secrets(content: str, pattern: re.Pattern[str], looks_real: Callable
     return "".join([*kept, content[last:]]), len(kept)
 
 
-WINDOW = 64 * 1024  # letters in which a secret begins; it has half as many at most
+WINDOW, LEAST = 64 * 1024, 8  # letters in which a secret begins, of half as many; in a text with one
 JSON_TEXT = re.compile(rb'("(?:[^"\\]++|\\.)*+")(:?)')  # names of fields end in a colon
 REDACTED = "[REDACTED]"
 SECRET_NAME = re.compile(
@@ -4076,7 +4076,7 @@ def project_type(root: Path, names: Sequence[str]) -> str:
     return main_language(tuple(names or split_z(run_git(root, "ls-files", "-z"))))
 
 
-@functools.lru_cache(2)  # as above
+@functools.lru_cache(2)
 def main_language(names: tuple[str, ...]) -> str:
     counted = collections.Counter(language_of(name) for name in names if kind_of(name) in ("source", "test"))
     return counted.most_common(1)[0][0] if counted else "unknown"

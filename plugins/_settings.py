@@ -421,7 +421,7 @@ def line_of(text: str, *keys: str) -> int:
     """The number of the line of a settings file that sets the last of ``keys``, each of which stands in the table of
     the one before it; 1 where it cannot be found.
     """
-    found = re.search(r"^\s*\[\s*tool\s*\.\s*[\"']?cco-sidecar", text, re.MULTILINE)
+    found = re.search(r"^[ \t]*+\[[ \t]*+tool[ \t]*+\.[ \t]*+[\"']?cco-sidecar", text, re.MULTILINE)
     for key in keys:
         setting = re.compile(rf"^[^#\n]*?(?<![\w-]){re.escape(key)}[\"']?\s*[=.\]]", re.MULTILINE)
         found = setting.search(text, found.start() if found else 0)

@@ -393,6 +393,54 @@ def test_a_text_of_json_holds_no_secret_whatever_follows_it(kind: type[Redaction
         assert redaction.redact_json(value) == (value | {"a": left}, number), text
 
 
+PARTS = st.sampled_from([
+    "PuTTY-User-Key-File-2: a\n", "Private-MAC: a", "login", "login bob ", "password ", "password " + GIVEN, "\0", "\n", '"',
+    " x", "://u:", "pass1word@h", TOKEN, "token = ", f"'{GIVEN}'", GIVEN, KEY[:100], KEY[-60:], "-----END", "Bearer ",
+    "?sig=", RANDOM, "--token ", "aws key = ",
+])  # fmt: skip
+TEXTS = st.lists(PARTS, max_size=3).map("".join)
+FIELDS = st.one_of(TEXTS, st.sampled_from(["token", "api_key", "a", "x" * 90, "password" + "x" * 76]))
+
+
+@BOTH
+@given(st.dictionaries(FIELDS, st.one_of(TEXTS, st.lists(TEXTS, max_size=4)), max_size=4))
+def test_many_texts_of_json_are_redacted_as_each_is_alone(kind: type[Redaction], value: dict[str, Any]) -> None:
+    each, number = kind(), 0
+
+    def alone(text: str, name: str | None = None) -> str:
+        nonlocal number
+        redacted, found = each.redact(text) if name is None else each.redact_given(text, name[-80:])
+        number += found
+        return redacted
+
+    left = [(alone(name), [alone(x, name) for x in given] if isinstance(given, list) else alone(given, name))
+            for name, given in value.items()]  # fmt: skip
+    assert each.redact_json(value) == (dict(left), number)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": [TOKEN, *map(str, range(20_000))]},
+        {"token": [f"x{number}" for number in range(20_000)], "b": GIVEN},
+        {"password": [f"see the vault {number}" for number in range(20_000)]},
+    ],
+    ids=["a secret among others", "short texts of a secret's name", "long texts of a secret's name"],
+)
+def test_of_many_texts_few_are_searched_one_by_one(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    each, searches = plugin("_redaction").MeasuredRedaction(), 0
+    redact = each.redact
+
+    def counted(content: str) -> tuple[str, int]:
+        nonlocal searches
+        searches += 1
+        return redact(content)
+
+    monkeypatch.setattr(each, "redact", counted)
+    assert each.redact_json(value)[1] == (TOKEN in value.get("a", ()))
+    assert searches < 100
+
+
 REASONS = """
 from cco_sidecar import NextAgent, hookimpl
 

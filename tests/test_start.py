@@ -1411,6 +1411,8 @@ def test_wrong_use_of_the_file_alone_is_one_line(repository: Path, alone: Path, 
             False,
         ),
         ("pyproject.toml", "\udcff[", False),
+        pytest.param("pyproject.toml", "\n " * 300_000 + "[tools]\n", False, id="long blanks"),
+        pytest.param("pyproject.toml", " " * 600_000 + "[tools]\n", False, id="a long blank"),
     ],
     ids=ascii,
 )
@@ -1424,6 +1426,14 @@ def test_the_file_alone_refuses_to_pass_over_a_settings_file(
         assert ended.returncode == 2 and refusal(ended).startswith(said)
     else:
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_wrong_key_behind_long_blanks_is_told_at_once(repository: Path) -> None:
+    for blanks in ("\n " * 300_000, " " * 600_000):
+        (repository / "pyproject.toml").write_text(f"{blanks}[tool.cco-sidecar]\nprot = 1\n")
+        line = blanks.count("\n") + 2
+        said = f"cco: pyproject.toml:{line}: prot: unknown option, did you mean port?"
+        assert refusal(run("--port", "0", cwd=repository)).startswith(said)
 
 
 @pytest.mark.parametrize("variable", ["CCO_SIDECAR_TLS_CERT", "CCO_SIDECAR_AGENT_TYPES", "CCO_SIDECAR_PROT"])

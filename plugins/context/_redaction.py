@@ -12,13 +12,13 @@ import itertools
 import math
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import SECRET_NAME, SECRETS, Redaction, without_secrets
+from cco_sidecar import LEAST, SECRET_NAME, SECRETS, Redaction, T, without_secrets
 from cco_sidecar_plugins._patterns import late_pattern
 
 
@@ -47,13 +47,25 @@ class MeasuredRedaction(Redaction):
             return value, 0
         pieces = pieces_of(content)
         texts = msgspec.json.decode(texts_of(pieces), type=list[str])
-        # A form may go on to a line's end, and none beyond a zero byte; one search of all would hold up all threads.
-        many = ("\n\0\n".join(texts[at : at + 1000]) for at in range(0, len(texts), 1000))
-        if has_secret_field(pieces) or any(self.redact(text)[1] for text in many):
-            return super().redact_json(value)
-        if large:
+        given = given_to_secrets(pieces, texts) if has_secret_field(pieces) else ()
+        names, number = dict(self.suspects(((at, name), f'{name} = "{texts[at]}"') for at, name in given)), 0
+        for at in names.keys() | set(self.suspects(enumerate(texts))):
+            redacted, found = self.redact_given(texts[at], names[at]) if at in names else self.redact(texts[at])
+            if found:
+                pieces[2 * at + 1], number = msgspec.json.encode(redacted)[1:-1], number + found
+        if number:
+            value = msgspec.json.decode(unescaped(b'"'.join(pieces)))
+        elif large:
             self._remember(mark)
-        return value, 0
+        return value, number
+
+    def suspects(self, texts: Iterable[tuple[T, str]]) -> Iterator[T]:
+        """The keys of those texts that may hold a secret. One by one millions of short ones would take minutes."""
+        left = iter(texts)
+        while some := list(itertools.islice(left, 1000)):  # one search of all would hold up all threads
+            whole = [text.replace("\0", "\1") for _, text in some]
+            redacted = self.redact(APART.join(whole))[0].split(APART)
+            yield from (key for (key, _), is_, was in zip(some, redacted, whole, strict=True) if is_ != was)
 
     def _remember(self, mark: bytes) -> None:
         with self.lock:
@@ -81,7 +93,17 @@ def pieces_of(content: bytes) -> list[bytes]:
 
 def texts_of(pieces: list[bytes]) -> bytes:
     """A JSON list of the texts, names of fields too."""
-    return (b'["%b"]' % b'","'.join(pieces[1::2])).replace(b"\1", b'\\"').replace(b"\0", b"\\\\")
+    return unescaped(b'["%b"]' % b'","'.join(pieces[1::2]))
+
+
+def unescaped(content: bytes) -> bytes:
+    """What ``pieces_of`` has put another byte for, put back."""
+    return content.replace(b"\1", b'\\"').replace(b"\0", b"\\\\")
+
+
+# A form may go on to a line's end. Beyond a zero byte goes none but a PuTTY key, of which no line begins so, and the
+# password of a machine, which comes one word after the login.
+APART = "\nPuTTY\0\n\0\n"
 
 
 def has_secret_field(pieces: list[bytes]) -> bool:
@@ -89,6 +111,16 @@ def has_secret_field(pieces: list[bytes]) -> bool:
     named = zip(pieces[1::2], pieces[2::2], strict=True)
     names = b"\n".join([text for text, after in named if after == b":" or after[:2] == b":["]).lower()
     return SECRET_FIELD.search(names) is not None
+
+
+def given_to_secrets(pieces: list[bytes], texts: list[str]) -> Iterator[tuple[int, str]]:
+    """(place, name of the field) of each text in a field whose name tells of a secret."""
+    name = ""
+    for at, (text, after) in enumerate(zip(texts, pieces[2::2], strict=True)):
+        if after[:1] == b":":
+            name = text[-80:] if SECRET_NAME.search(text[-80:]) else ""
+        elif name and len(text) >= LEAST:
+            yield at, name
 
 
 # Of names in small letters: to search without regard to them takes ten times as long.

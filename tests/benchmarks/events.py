@@ -119,17 +119,17 @@ def disturbed(words: str, sidecar: Sidecar, rounds: int, others: int) -> Iterato
 async def wake_latency(server: Any, number: int = 100) -> float:
     """Median seconds from sending a publish to the waiter's answer, one at a time."""
     publisher, waiter = await connect(server.port, 2)
-    times = []
+    wait, post, times = server.wait(), server.post(), []
     for _ in range(number):
-        answer = waiter.send(server.wait())
+        answer = waiter.send(wait)
         await asyncio.sleep(0.01)  # so that it is parked: the exchange itself is what is timed
         began = time.perf_counter()
-        published = publisher.send(server.post())
+        published = publisher.send(post)
         while not answer.done():
             await asyncio.wait({answer}, timeout=1)
             if not answer.done():  # the machine was busy and the waiter came late: it has missed this one
                 await published
-                published = publisher.send(server.post())
+                published = publisher.send(post)
         times.append(time.perf_counter() - began)
         await published
     close([publisher, waiter])

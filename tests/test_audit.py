@@ -3,6 +3,8 @@
 import http.client
 import json
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 from agent_harness import COMMAND, spawn
-from conftest import PROJECT, Client, Service, plugin, until
+from conftest import PROJECT, ROOT, Client, Service, plugin, until
 
 import cco_sidecar
 
@@ -71,6 +73,39 @@ def test_a_line_that_the_disk_does_not_take_is_told_in_the_log(
     log.record(line(2))
     log.close()
     assert json.loads((folder / "audit.log").read_text())["request_id"] == "req-2"
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from test_audit import AuditLog, line
+def room(size):  # of any file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+logs = AuditLog(Path(sys.argv[1]))
+logs.record(line(0))
+room(logs._size + 20)
+logs.record(line(1))
+logs.record(line(2))
+room(resource.RLIM_INFINITY)
+logs.record(line(3))
+room(logs._size + 20)
+logs.record(line(4))
+logs.close()
+room(resource.RLIM_INFINITY)
+logs = AuditLog(Path(sys.argv[1]))
+logs.record(line(5))
+"""
+
+
+def test_a_line_that_the_disk_takes_in_part_is_told_and_spoils_no_other(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], cwd=ROOT / "tests", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [text for text in done.stderr.splitlines() if "is cut" in text] == [
+        f"audit log: the line of req-{number} is cut: the disk is full" for number in (1, 4)
+    ]
+    written = (tmp_path / "audit.log").read_text().splitlines()
+    whole = [json.loads(text)["request_id"] for text in written if text.endswith("}")]
+    assert whole == ["req-0", "req-3", "req-5"] and len(written) == 5
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])

@@ -387,6 +387,22 @@ def test_what_is_no_file_in_the_databases_place_is_named(repository: Path, tmp_p
     assert f"{name} is no regular file" in refused_start(repository, tmp_path / "state")
 
 
+@pytest.mark.parametrize("name", ["agents", "index", "results", "agents.lock"])
+def test_what_is_in_the_place_of_a_file_or_folder_is_named_with_what_to_do(
+    repository: Path, tmp_path: Path, name: str
+) -> None:
+    place, kind = tmp_path / "state" / name, "file" if "." in name else "folder"
+    place.parent.mkdir(mode=0o700)
+    for make in (os.mkfifo, *([os.mkdir] if kind == "file" else [lambda path, mode: path.touch(mode)])):
+        make(place, 0o700)
+        said = f"{place} is no {kind}, and a {kind} belongs there: move it away"
+        assert said in refused_start(repository, place.parent)
+        words = [sys.executable, str(MODULE), "doctor", "--root", str(repository), "--storage", str(place.parent)]
+        told = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=60)
+        assert told.returncode == 1 and said in told.stdout
+        place.rmdir() if place.is_dir() else place.unlink()
+
+
 def in_place_of(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
     def change(results: Path) -> None:
         shutil.rmtree(results, ignore_errors=True)

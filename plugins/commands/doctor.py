@@ -56,7 +56,7 @@ from cco_sidecar_plugins.commands._running import running_settings, start_it
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
 from cco_sidecar_plugins.context._watcher import folder_limit
-from cco_sidecar_plugins.storage._database import check_database
+from cco_sidecar_plugins.storage._database import check_database, check_places
 from cco_sidecar_plugins.storage._log import REPLICA
 
 Finding = tuple[str, str]  # good, note or bad; what was found
@@ -128,6 +128,7 @@ def check_storage(settings: Settings) -> str:
         raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
     database, in_use = database_of(settings), is_held(settings)
     check_database(database, thorough=True, in_use=in_use)
+    check_places(settings.storage)
     free = shutil.disk_usage(settings.storage).free
     if free < 100 * MB:
         raise StartError(f"only {free // MB} MB are free on the disk of {settings.storage}: make room")

@@ -91,6 +91,11 @@ class AuditLog:
         flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
         self._file: int | None = os.open(self._path, flags, 0o600)
         self._size = os.fstat(self._file).st_size
+        self._torn = False  # its last line was cut by a full disk
+        if self._size:
+            with self._path.open("rb") as written:
+                written.seek(-1, os.SEEK_END)
+                self._torn = written.read() != b"\n"
 
     def record(self, request: FinishedRequest) -> None:
         """Append a line. A disk that does not take it is logged: the request itself has been answered."""
@@ -98,10 +103,14 @@ class AuditLog:
         if self._closed or (reading and not request.error):
             return
         content = without_tokens(msgspec.json.encode(line_of(request)).decode()).encode() + b"\n"
+        content = b"\n" * self._torn + content
         try:
             if self._file is None or self._size + len(content) > self._max_bytes:
                 self._rotate()
-            self._size += os.write(typing.cast(int, self._file), content)
+            written = os.write(typing.cast(int, self._file), content)
+            self._size, self._torn = self._size + written, written < len(content)
+            if self._torn:
+                log.error("audit log: the line of %s is cut: the disk is full", request.request_id)
         except OSError as error:
             log.error("audit log: %s", error.strerror)
 

@@ -41,6 +41,17 @@ def check_database(path: Path, *, thorough: bool = False, in_use: bool = False) 
             raise damaged(path, verdict)
 
 
+def check_places(storage: Path) -> None:
+    """Raise StartError where something else stands in the place of a file or folder that the service makes."""
+    for name, kind in PLACES.items():
+        path = storage / name
+        if os.path.lexists(path) and not (path.is_dir() if kind == "folder" else path.is_file()):
+            raise StartError(f"{path} is no {kind}, and a {kind} belongs there: move it away", 1)
+
+
+PLACES = {"agents": "folder", "index": "folder", "results": "folder", "agents.lock": "file"}
+
+
 def check_owner(path: Path) -> None:
     """Raise StartError where a newer version of this program made the database, or another program, or nothing can be
     read of it.

@@ -24,7 +24,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins.storage._database import DatabaseFile, check_database
+from cco_sidecar_plugins.storage._database import DatabaseFile, check_database, check_places
 from cco_sidecar_plugins.storage._folder import FolderChanges
 from cco_sidecar_plugins.storage._limit import ForgettingRecords, LimitedStorage, TellingBus
 from cco_sidecar_plugins.storage._log import database_files
@@ -74,6 +74,7 @@ class GuardedStorage(LimitedStorage):
 
     def start(self) -> None:
         check_database(self.path)
+        check_places(self.path.parent)
         super().start()
         self._files = [DatabaseFile(path) for path in database_files(self.path) if path.exists()]
 

@@ -251,6 +251,47 @@ def test_wrong_methods_are_405_and_say_which_are_right(service: Service, path: s
     assert answer.headers["X-Request-ID"].startswith("req-")
 
 
+IGNORED = [  # request, what the header names, what the log says
+    ("GET", "/api/events/wait/ping?timout=5&timeout=0", None, "timout", "timout, did you mean timeout?"),
+    ("GET", "/api/results?isue_id=a&isue_id=b&x%0d%0ay=1", None, "isue_id, x%0D%0Ay", "issue_id?; x%0D%0Ay"),
+    ("GET", "/status?issue_id=a", None, "issue_id", "issue_id"),
+    ("POST", "/api/approvals?now=1", {"kind": "question", "text": "?", "timeout": 5}, "now, timeout",
+     "timeout, did you mean timeout_seconds?"),
+]  # fmt: skip
+
+
+@pytest.mark.needs_plugin("http/ignored")
+@pytest.mark.parametrize(("method", "target", "body", "named", "told"), IGNORED)
+def test_what_an_endpoint_does_not_know_is_named_by_a_header_and_in_the_log(
+    service: Service, method: str, target: str, body: Any, named: str, told: str
+) -> None:
+    """It is refused for none of that."""
+    answer = service.client().request(method, target, json=body)
+    assert answer.ok and answer.headers["X-Ignored"] == named, answer.text
+    said = f"{answer.headers['X-Request-ID']} passed over: "
+    until(lambda: any(said in line and told in line for line in service.log.splitlines()))
+
+
+def test_what_an_endpoint_knows_or_keeps_is_not_named_as_ignored(service: Service, issue: str) -> None:
+    client = service.client()
+    event = {"publisher": "me", "topic": "t", "data": {}, "my_own": 1}
+    result = {"agent_id": "a", "agent_type": "test-engineer", "issue_id": issue, "project_id": PROJECT, "mine": 1}
+    for answer in (
+        client.post("/api/events/ping", event),
+        client.post("/api/results", result | {"result": {"status": "success", "own": {}}}),
+        client.get("/api/events/wait/ping", timeout=0, filter="topic:t", since="earliest", limit=1),
+        Client(service.url, None).request("GET", "/health?against-caches=1"),
+    ):
+        assert answer.ok and "X-Ignored" not in answer.headers, answer.headers
+
+
+def test_a_token_that_stands_for_a_parameters_name_is_not_logged(service: Service) -> None:
+    client = service.client()
+    request_id = client.get(f"/status?{client.token}").headers["X-Request-ID"]
+    until(lambda: f"{request_id} GET /status 200" in service.log)
+    assert client.token[:60] not in service.log
+
+
 @pytest.mark.parametrize("method", ["TRACE", "PROPFIND", "PUT", "OPTIONS"])
 def test_any_method_on_an_unknown_path_is_404(service: Service, method: str) -> None:
     check_error(Client(service.url, None).request(method, "/api/nothing"), "REQ_002")

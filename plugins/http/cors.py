@@ -18,7 +18,7 @@ ALLOWED_HEADERS = (
 )
 EXPOSED_HEADERS = (
     "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Refreshed-Token,"
-    " Retry-After, ETag, Idempotent-Replay, Location"
+    " Retry-After, ETag, Idempotent-Replay, Location, X-Ignored"
 )
 
 

@@ -231,6 +231,7 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
 
 HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "X-Request-ID": ("Names the request in the service's log.", {"type": "string", "pattern": "^req-"}),
+    "X-Ignored": ("Parameters and fields of the request that are unknown here.", {"type": "string"}),
     "X-RateLimit-Limit": ("Requests a minute; absent where there is no limit.", {"type": "integer", "minimum": 1}),
     "X-RateLimit-Remaining": ("Requests that would be answered right now.", {"type": "integer", "minimum": 0}),
     "X-RateLimit-Reset": (
@@ -415,7 +416,7 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
         if status in refusals:
             schema = {"oneOf": [schema, reference_to(ErrorAnswer)]}
         words = summary_of(shape) if is_struct(shape) else http.client.responses[status]
-        headers = headers_of("X-Request-ID", *metered, *replay, *etag, *OF_STATUS.get(status, ()))
+        headers = headers_of("X-Request-ID", "X-Ignored", *metered, *replay, *etag, *OF_STATUS.get(status, ()))
         text = {"text/markdown; charset=utf-8": {"schema": {"type": "string"}}}
         content = (text if shape is str else {"application/json": {"schema": schema}}) | ALSO.get(endpoint.__name__, {})
         described[str(status)] = {"description": words, "headers": headers}
@@ -423,7 +424,7 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
     if etag:
         described[str(NOT_MODIFIED)] = {
             "description": "What If-None-Match names is how things are.",
-            "headers": headers_of("X-Request-ID", *metered, *etag),
+            "headers": headers_of("X-Request-ID", "X-Ignored", *metered, *etag),
         }  # fmt: skip
     for status in sorted(refusals):
         described.setdefault(str(status), {"$ref": f"#/components/responses/{name_of(status)}"})
@@ -441,7 +442,7 @@ def describe_refusal(status: int) -> dict[str, Any]:
     codes = {code: words for code, (usual, _, words) in ERRORS.items() if usual == status} | MORE_CODES.get(status, {})
     return {
         "description": "; ".join(f"{words} ({code})" for code, words in codes.items()) or http.client.responses[status],
-        "headers": headers_of("X-Request-ID", *METERED, *OF_STATUS.get(status, ())),
+        "headers": headers_of("X-Request-ID", "X-Ignored", *METERED, *OF_STATUS.get(status, ())),
         "content": {"application/json": {"schema": reference_to(ErrorAnswer)}},
     }
 

@@ -1,4 +1,4 @@
-"""What comes in a crowd is done by portions, so that others get their turn on the loop.
+"""What comes in a crowd is done by portions, so that others get their turn on the loop, or once for all of it.
 
 Of cco_sidecar: what does not say so counts as the repository's own where the plugins are copied into one.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 
 class Turns:
@@ -40,3 +43,26 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._go_on)
         for _ in range(self._done):
             self._left.popleft()()
+
+
+class Shared(Generic[T]):
+    """What was found last, for some seconds. All who come while it is looked for wait for the one who looks."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._found: asyncio.Future[T] | None = None
+        self.until = 0.0  # monotonic; then it is looked for anew
+
+    async def get(self, look: Callable[[], Awaitable[T]]) -> T:
+        """Raises what ``look`` raises, and then the next one looks. Who gives up waiting does not end the look."""
+        now = time.monotonic()
+        if self._found is None or (self._found.done() and now > self.until):
+            self.until, self._found = now + self._seconds, asyncio.ensure_future(self._looked(look))
+        return self._found.result() if self._found.done() else await asyncio.shield(self._found)
+
+    async def _looked(self, look: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await look()
+        except BaseException:
+            self.until = 0.0
+            raise

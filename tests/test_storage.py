@@ -1104,6 +1104,48 @@ def test_what_comes_together_is_done_in_order_and_in_portions() -> None:
     assert sizes[0] == Turns.AT_ONCE and max(b - a for a, b in itertools.pairwise(sizes)) <= Turns.AT_ONCE
 
 
+@pytest.mark.parametrize("of", ["the project's language", "the issues that are written down", "the service's health"])
+def test_what_many_ask_for_at_the_same_time_is_looked_for_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, of: str
+) -> None:
+    looks, go_on = list[int](), threading.Event()
+
+    def look(*_: Any) -> Any:
+        looks.append(len(looks))
+        assert go_on.wait(20)
+        if len(looks) == 1:
+            raise OSError("the first look fails")
+        return {"the project's language": "rust", "the issues that are written down": []}.get(of, WELL)
+
+    monkeypatch.setattr(plugin("proposals"), "project_type", look)
+    monkeypatch.setattr(plugin("stories"), "written_issues", look)
+    settings, health = load_settings({"root": str(tmp_path)}, {}), plugin("ready").SharedChecks(60)
+    results = plugin("proposals").ProposingResults(None, None, None, None, settings)
+    stories = plugin("stories").Stories(types.SimpleNamespace(settings=settings, hooks=None, started=0))
+    ask = {
+        "the project's language": lambda: results.prepared({"result": "done"}),
+        "the issues that are written down": stories.written,
+        "the service's health": lambda: health.get(lambda: asyncio.to_thread(look)),
+    }[of]
+
+    async def scene() -> list[Any]:
+        asking = [asyncio.create_task(ask()) for _ in range(5)]
+        await asyncio.to_thread(until, lambda: looks)
+        asking[0].cancel()  # the client of the one who looks hangs up
+        go_on.set()
+        failed = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(error) for error in failed] == [asyncio.CancelledError, *[OSError] * 4]
+        found = await asyncio.gather(*(ask() for _ in range(5)))
+        return [*found, await ask()]
+
+    first, *others = asyncio.run(scene())
+    assert others == [first] * 5 and first in (({"result": "done"}, "rust"), {}, WELL)
+    assert looks == [0, 1]
+
+
+WELL = {"storage": "healthy", "event_bus": "healthy"}
+
+
 def test_a_crowd_that_events_wake_shares_one_search_in_portions_and_misses_no_event(tmp_path: Path) -> None:
     woken: list[int | None] = []
     searches: list[Any] = []

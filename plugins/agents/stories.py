@@ -7,7 +7,6 @@ results and the ledger, off the loop; nothing is stored for it.
 from __future__ import annotations
 
 import re
-import time
 import typing
 import weakref
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from cco_sidecar import (
     iso,
     redact,
 )
+from cco_sidecar_plugins._turns import Shared
 from cco_sidecar_plugins.agents import _story_export as story_export
 from cco_sidecar_plugins.agents._story_issues import (
     POOL,
@@ -299,13 +299,11 @@ class Stories:
 
     def __init__(self, sidecar: Sidecar) -> None:
         self._settings, self._hooks, self.began = sidecar.settings, sidecar.hooks, sidecar.started
-        self._looked, self._written = 0.0, dict[str, Written]()
+        self._written = Shared[dict[str, Written]](self.SECONDS)
 
     async def written(self) -> dict[str, Written]:
         """By id in small letters; the first place that has one tells it."""
-        if time.monotonic() - self._looked > self.SECONDS:
-            self._looked, self._written = time.monotonic(), await POOL.run(self._read)
-        return self._written
+        return await self._written.get(lambda: POOL.run(self._read))
 
     def _read(self) -> dict[str, Written]:
         """Nothing where the plugin's options are not there. Blocks."""

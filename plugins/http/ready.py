@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 import typing
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from tornado import httputil, web
 import cco_sidecar
 from cco_sidecar import ApiError, Application, Endpoint, GetContext, Route, Server, StorageError, hookimpl
 from cco_sidecar_plugins._steps import begin, go_on
+from cco_sidecar_plugins._turns import Shared
 from cco_sidecar_plugins.context._turn import Gathered
 from cco_sidecar_plugins.http._short_way import ShortAnswer, ShortRequest
 
@@ -28,7 +28,7 @@ from cco_sidecar_plugins.http._short_way import ShortAnswer, ShortRequest
 def part_class(base: type) -> type | None:
     if issubclass(base, Server):
         return type("ReadyServer", (ReadyServer, base), {})
-    facts = {"shared": SharedChecks()}  # of this service
+    facts = {"shared": SharedChecks(0.25)}  # of this service
     return type("ReadyEndpoint", (ReadyEndpoint, base), facts) if issubclass(base, Endpoint) else None
 
 
@@ -224,21 +224,11 @@ class GetHealth(cco_sidecar.GetHealth):
         return measured | {"active_agents": len(sidecar.agents.active), "watching": watching}
 
 
-class SharedChecks:
-    """What ``/health`` measured last, or is measuring."""
+class SharedChecks(Shared[dict[str, Any]]):
+    """What ``/health`` measured last, or is measuring. What was not well is measured anew."""
 
-    def __init__(self) -> None:
-        self._checks: asyncio.Future[dict[str, Any]] | None = None
-        self.until = 0.0  # monotonic; then it is measured anew
-
-    async def get(self, measure: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
-        now = time.monotonic()
-        if self._checks is None or (self._checks.done() and now > self.until):
-            self.until, self._checks = now + 0.25, asyncio.ensure_future(self._measured(measure))
-        return self._checks.result() if self._checks.done() else await asyncio.shield(self._checks)
-
-    async def _measured(self, measure: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
-        checks = await measure()
+    async def _looked(self, look: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        checks = await super()._looked(look)
         if not checks["storage"] == checks["event_bus"] == "healthy":
             self.until = 0.0
         return checks

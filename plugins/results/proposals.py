@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 import typing
 import weakref
 from typing import Any
@@ -15,6 +14,7 @@ import msgspec
 
 from cco_sidecar import Implementation, Records, ResultFact, Results, hookimpl, project_type
 from cco_sidecar_plugins._hooks import SafeHooks
+from cco_sidecar_plugins._turns import Shared
 
 
 @hookimpl
@@ -34,16 +34,16 @@ class ProposingResults(Results):
         # By issue the id of its last result, and all of them: up to twice as many as are read at once.
         self._histories: dict[tuple[str, str], tuple[str, list[ResultFact]]] = {}
         self._asked: tuple[list[Implementation], bool] | None = None  # in this turn of the loop
-        self._spoken = -1, ""  # the minute of the last look at the project's language, and that
+        self._language = Shared[str](60)  # of the project
 
     async def prepared(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
-        """A short body is searched at once, and the language is looked at again in each minute."""
-        if self._spoken[0] != (minute := int(time.monotonic() // 60)):
-            self._spoken = minute, await self._pool.run(project_type, self._settings.root, [])
+        """A short body is searched at once, and the language is looked at again each minute, once for all results."""
+        look = functools.partial(self._pool.run, project_type, self._settings.root, [])
+        language = await self._language.get(look)
         redact_json = self._redaction.redact_json
         short = len(msgspec.json.encode(body)) < self.SHORT
         redacted, _ = redact_json(body) if short else await self._pool.run(redact_json, body)
-        return redacted, self._spoken[1]
+        return redacted, language
 
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
         rules, at_once = self._rules()

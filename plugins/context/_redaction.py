@@ -208,7 +208,7 @@ def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
 
 IS_CALLED_SECRET = late_pattern(SECRET_NAME.pattern + r"s?[\"'\])]*\s*$")
 WORDS = late_pattern(
-    r"[/.]?(?:[A-Za-z]*\d{0,2}|\d{1,8})(?:[_./-](?:[A-Za-z]*\d{0,2}|\d{1,8}))+"
+    r"[/.]?(?:[A-Za-z]+\d{0,2}|\d{0,8})(?:[_./-](?:[A-Za-z]+\d{0,2}|\d{0,8}))+"  # no text is read in two ways
 )  # claude-3-5-sonnet-20241022
 NUMBER_OR_PLACE = re.compile(r"^[0-9a-fA-F-]+$|[./]")
 

@@ -7,6 +7,7 @@ chunks of 50 lines, then the least relevant files go; what room remains goes to 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import itertools
 import math
@@ -59,12 +60,15 @@ class BoundedContexts(Contexts):
         sections: Sections = {}
         room = request.max_bytes - 1_000
         answers = list(self._hooks.ask("context_section", request=request))
+        most = most_letters(
+            request, next((answer["relevant_files"] for _, answer in answers if "relevant_files" in answer), [])
+        )
         for name, answer in reversed(answers):  # so that later plugins win
             try:
                 if isinstance(structure := answer.get("project_structure"), dict):
-                    answer = answer | {"project_structure": without_deepest(structure, 2 * request.max_bytes)}
+                    answer = answer | {"project_structure": without_deepest(structure, 2 * most["project_structure"])}
                 if isinstance(git := answer.get("git_context"), GitContext):
-                    answer = answer | {"git_context": without_endless_commits(git, request.max_bytes)}
+                    answer = answer | {"git_context": without_endless_commits(git, most["git_context"])}
                 given = msgspec.json.decode(msgspec.json.encode(answer))
                 size = json_size({name: part for name, part in given.items() if name not in CUTTABLE_SECTIONS})
                 if size > room:
@@ -96,6 +100,15 @@ class BoundedContexts(Contexts):
         cap = max(LEAST, request.max_bytes // 4)
         chosen = sections["relevant_files"] = choose_files(files, chunks, left, cap)
         return cut or len(chosen) < len(files)
+
+
+def most_letters(request: ContextRequest, files: Any) -> dict[str, int]:
+    """How many letters the names in a section may have: as many as the context, its share where ``files`` fill that."""
+    letters = 0
+    with contextlib.suppress(TypeError, LookupError):  # a plugin's may be anything
+        letters = sum(len(file["content"]) for file in files[: request.max_files])
+    full = letters >= request.max_bytes
+    return {name: int(request.max_bytes * (share if full else 1)) for name, share in SHARES.items()}
 
 
 def without_deepest(structure: dict[str, Any], most: int) -> dict[str, Any]:

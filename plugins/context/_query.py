@@ -46,13 +46,19 @@ class Query(Struct):
 
     @property
     def match(self) -> str:
-        """For FTS5; a title's words stand twice, which doubles their weight in bm25()."""
-        return " OR ".join(f'"{word}"' for word, weight in self.terms.values() for _ in range(2 if weight >= 1 else 1))
+        """For FTS5."""
+        return self._match_with([])
 
     @property
     def match_with_pairs(self) -> str:
         """The same for texts: words that stand together, as in the task, weigh more."""
-        return " OR ".join([self.match, *(f'"{pair}"' for pair in self.pairs)])
+        return self._match_with(self.pairs)
+
+    def _match_with(self, more: list[str]) -> str:
+        """A title's words stand twice, which doubles their weight in bm25(), where anything else has a single one."""
+        title = [word for word, weight in self.terms.values() if weight >= 1]
+        others = [word for word, weight in self.terms.values() if weight < 1] + more
+        return " OR ".join(f'"{word}"' for word in (*title, *(title if others else ()), *others))
 
 
 def make_query(texts: Iterable[tuple[str, float]], stemmer: Stemmer) -> Query:

@@ -7,7 +7,6 @@ import functools
 import heapq
 import math
 import re
-from typing import Any
 
 import msgspec
 
@@ -85,7 +84,8 @@ class Ranking:
         self.texts, self.revision = texts_of(request), facts.revision
         self.query = make_query(self.texts, index.stemmer)
         self.features: dict[str, Scores] = {}
-        self.chunks: dict[int, list[tuple[int, float]]] = collections.defaultdict(list)
+        self.found: list[tuple[int, float]] = []  # chunks by their row numbers, with their ranks, best first
+        self.chunks: dict[int, list[tuple[int, float]]] = {}  # of the best files of an answer: number and score
         self.all_others = False  # whether files are given that nothing speaks for, rather than none
         self.commit_of: dict[int, int] = {}  # the past commit that speaks for a file
         self.why: dict[int, dict[str, str]] = collections.defaultdict(dict)  # file -> feature -> what to say
@@ -119,7 +119,8 @@ class Ranking:
                 self._path_words()
                 self._parts_of_names()
                 self._commits()
-            self._text(chunks.result())
+            self.found = chunks.result()
+            self._text()
         self.features = {name: normal(scores) for name, scores in self.features.items()}
         matching = set().union(*self.features.values())
         recent, often = self.past.by_file(self.facts)
@@ -152,14 +153,9 @@ class Ranking:
 
     # -- what the query alone says
 
-    def _text(self, chunks: list[Any]) -> None:
-        best: Scores = {}
-        for row, rank in chunks:
-            id, chunk = divmod(row, MAX_CHUNKS)
-            if id in self.facts.files:
-                best.setdefault(id, -rank)
-                self.chunks[id].append((chunk, -rank))
-        self.features["chunk"] = best
+    def _text(self) -> None:
+        best = {row // MAX_CHUNKS: -rank for row, rank in reversed(self.found)}
+        self.features["chunk"] = {id: score for id, score in best.items() if id in self.facts.files}
 
     def _symbols(self) -> None:
         sql = "select rowid, bm25(symbol) as rank from symbol where symbol match ? order by rank limit 2000"
@@ -294,20 +290,19 @@ class Ranking:
         files, request = self.facts.files, self.request
         reading = reading_of(request.agent_type, request.category)
         reader = reading, spoken_by(request.agent_type), kinds_of_task(request.task)
+        standing_of = functools.cache(lambda kind, language: standing(kind, language, *reader))
         boosts = self._boosts()
         added = {id: sum(value for value, _ in found) for id, found in boosts.items()}
         plain = not self.query.terms
         scores = {}
         spoken_for = boosts.keys() | set().union(*(self.features.get(name, {}) for name in SPEAKING))
         asked = request.task and spoken_for
-        self.all_others = not asked and not any(
-            standing(file.kind, file.language, *reader)[1] for file in files.values()
-        )
+        self.all_others = not asked and not any(standing_of(file.kind, file.language)[1] for file in files.values())
         found = set(files) if plain or self.all_others or len(files) <= MAX_RANKED else total.keys() | boosts.keys()
         for id in found:
             file = files[id]
             first = not request.task and file.path.lower() in FIRST_FILES
-            factor, own = standing(file.kind, file.language, *reader)
+            factor, own = standing_of(file.kind, file.language)
             if not (own or first or id in spoken_for or self.all_others):
                 continue
             score = total.get(id, 0.0)
@@ -315,6 +310,7 @@ class Ranking:
                 factor, score = factor**2, score + 0.5 / (1 + file.path.count("/"))
             scores[id] = factor * score + added.get(id, 0.0)
         best = self._first(scores, MAX_RANKED)
+        self._take_chunks(best[:MAX_CHUNKED])
         self._explain(best[:EXPLAINED])
         return [
             RankedFile(
@@ -351,12 +347,19 @@ class Ranking:
                 boosts[id].append((BOOSTS[reason] * min(1.0, math.sqrt(20 / len(ids))), reason))
         return boosts
 
+    def _take_chunks(self, best: list[int]) -> None:
+        fresh: dict[int, list[tuple[int, float]]] = {id: [] for id in best if id not in self.chunks}
+        for row, rank in self.found if fresh else ():
+            if (id := row // MAX_CHUNKS) in fresh:
+                fresh[id].append((row % MAX_CHUNKS, -rank))
+        self.chunks |= fresh
+
     def _best_chunks(self, id: int) -> list[tuple[int, float]]:
         """(first line, score) of a file's chunks, best first: what matches, then what lies nearest to it."""
         file = self.facts.files[id]
         if file.bytes < 4_000 or file.chunks < 2:
             return []
-        scores = dict(self.chunks.get(id, ()))
+        scores = dict(self.chunks[id])
         top = max(scores.values(), default=1.0)
         spread = {}
         for chunk in range(file.chunks):
@@ -375,7 +378,7 @@ class Ranking:
                 f"select id, hash, subject from past where id in ({','.join(map(str, wanted))})"
             )
             subjects = {id: f"{hash[:7]} {shorten(subject)}" for id, hash, subject in rows}
-        best_chunks = [id * MAX_CHUNKS + self.chunks[id][0][0] for id in fresh if self.chunks.get(id)]
+        best_chunks = [id * MAX_CHUNKS + self.chunks[id][0][0] for id in fresh if self.chunks[id]]
         sql = f"select rowid, body from chunk where rowid in ({','.join(map(str, best_chunks))})"
         texts = {row // MAX_CHUNKS: body for row, body in self.index.database.execute(sql).fetchall()}
         for id in fresh:
@@ -421,7 +424,6 @@ def ranking_of(last: Ranking | None, index: Index, facts: Facts, past: Past, req
     return last if last and last.holds(facts, past, request) else Ranking(index, facts, past, request)
 
 
-@functools.cache
 def standing(
     kind: str, language: str, reading: str, spoken: tuple[str, ...], asked_for: frozenset[str]
 ) -> tuple[float, bool]:

@@ -64,8 +64,10 @@ class MeasuredRedaction(Redaction):
         left = iter(texts)
         while some := list(itertools.islice(left, 1000)):  # one search of all would hold up all threads
             whole = [text.replace("\0", "\1") for _, text in some]
-            redacted = self.redact(APART.join(whole))[0].split(APART)
-            yield from (key for (key, _), is_, was in zip(some, redacted, whole, strict=True) if is_ != was)
+            redacted, number = self.redact(APART.join(whole))
+            if number:
+                parts = zip(some, redacted.split(APART), whole, strict=True)
+                yield from (key for (key, _), is_, was in parts if is_ != was)
 
     def _remember(self, mark: bytes) -> None:
         with self.lock:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -798,3 +800,26 @@ def test_no_manifest_keeps_a_thread_busy(tmp_path: Path, name: str) -> None:
     manifests.read_dependencies(ProjectFiles(tmp_path, listed))
     manifests.read_python_version(ProjectFiles(tmp_path, listed))
     assert time.thread_time() - started < 4
+
+
+TIRING = """
+import resource, sys
+from pathlib import Path
+from test_metadata import ProjectFiles, manifests
+resource.setrlimit(resource.RLIMIT_CPU, (6, 6))
+print(len(manifests.read_dependencies(ProjectFiles(Path(sys.argv[1])))))
+"""
+
+
+@table({
+    "a long name and a line's end": ({"pyproject.toml": f"[project]\ndependencies = [\"{'a' * 500_000}\\nb\"]"}, 0),
+    "a long blank and a line's end": ({"pyproject.toml": f"[project]\ndependencies = [\"a{' ' * 500_000}x\\nb\"]"}, 0),
+    "colons that may be of a port": ({"requirements.txt": f"a @ https://a:{':' * 900}.git@\n" * 1_000}, 1),
+})  # fmt: skip
+def test_a_manifest_that_is_made_to_tire_the_reader_is_read_like_others(
+    tmp_path: Path, given: Contents, expected: int
+) -> None:
+    write(tmp_path, given)
+    command = [sys.executable, "-c", TIRING, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.stdout == f"{expected}\n", f"its limit of the processor's time has ended it? {done.stderr}"

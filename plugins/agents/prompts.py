@@ -55,7 +55,7 @@ To tell the others something before that, publish an event:
   {curl}/events/progress -d '{event}'
 """
 # What a program takes for a file that it is to read into the conversation, or for a command of its own.
-MISTAKABLE = re.compile(r"@|!`|^\s*/", re.MULTILINE)
+MISTAKABLE = re.compile(r"@|!`|^[^\S\n]*/", re.MULTILINE)
 
 
 @hookimpl

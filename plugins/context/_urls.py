@@ -27,7 +27,7 @@ USER_INFO = [
     late_pattern(form, re.DOTALL)
     for form in (
         AUTHORITY
-        + r"(?:[^/?#@:\[]*@)?+(?:\[[\da-fA-F:.]+\])?+[^/?#]*?:(?!\d*(?:[/?#]|$)).*(?<!\.git)@",  # no port follows
+        + r"(?:[^/?#@:\[]*@)?+(?:\[[\da-fA-F:.]+\])?+(?>[^/?#]*?:(?!\d*(?:[/?#]|$))).*(?<!\.git)@",  # no port follows
         AUTHORITY + r"[^/]*@",
         AUTHORITY
         + r"(?!localhost\b)[\w+=-]+(?::\d+|(?=.*@[^@]*/))[/?#].*(?<!/)(?<!\.git)@",  # no domain: half a password

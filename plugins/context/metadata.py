@@ -118,7 +118,8 @@ def requirement(line: str) -> tuple[str, str] | None:
     """(name, bounds or "@ URL") of a PEP 508 text, which pip's options may follow; None for anything else. A bound with
     a variable is not known: "".
     """
-    match = REQUIREMENT.fullmatch(line.strip())
+    text = line.strip()
+    match = REQUIREMENT.fullmatch(text) if "\n" not in text else None  # which it would look for again and again
     if not match:
         return None
     name, rest = canonical(match[1]), match[2]

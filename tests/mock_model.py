@@ -1,7 +1,7 @@
 """A model server on loopback for real coding programs: it answers each turn of a conversation by a script.
 
-It speaks Anthropic Messages (claude), OpenAI Responses (codex) and Chat Completions (opencode, qwen, copilot, aider), and
-Gemini (gemini), as far as these programs need them. No key, no network.
+It speaks Anthropic Messages (claude), OpenAI Responses (codex) and Chat Completions (opencode, kilo, cline, qwen, copilot,
+aider), and Gemini (gemini), as far as these programs need them. No key, no network.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ WORK: list[Step] = [  # what our prompt asks for, its commands as they stand in 
     },
     {"text": "I greeted by name and stored my result."},
 ]
-SHELLS = ("Bash", "exec_command", "shell_command", "shell", "run_shell_command", "bash")
-READERS, WRITERS = ("Read", "read_file", "read", "view"), ("Write", "write_file", "write", "create")
-PATHS, CONTENTS = ("file_path", "filePath", "absolute_path", "path"), ("content", "file_text")
+SHELLS = ("Bash", "exec_command", "shell_command", "shell", "run_shell_command", "bash", "run_commands")
+READERS = ("Read", "read_file", "read", "view", "read_files")
+WRITERS = ("Write", "write_file", "write", "create", "editor")
+PATHS, CONTENTS = ("file_path", "filePath", "absolute_path", "path", "files"), ("content", "file_text", "new_text")
 
 
 class MockModel:
@@ -128,7 +129,8 @@ def as_turn(step: Step, tools: Tools, root: str) -> Turn:
     if not step.keys() & {"sh", "read", "write"}:
         return "text", f"There is no tool {step['tool']}"
     if "read" in step and (name := tool(READERS)):
-        return name, {key(name, PATHS): step["read"]}
+        path = key(name, PATHS)
+        return name, {path: [{"path": step["read"]}] if path == "files" else step["read"]}
     if "write" in step and (name := tool(WRITERS)):
         path = f"{root}/{step['write']}" if root else step["write"]
         return name, {key(name, PATHS): path, key(name, CONTENTS): step["content"]}
@@ -143,6 +145,8 @@ def as_turn(step: Step, tools: Tools, root: str) -> Turn:
     if "cmd" in schema:
         beyond = {"sandbox_permissions": "require_escalated", "justification": "to work outside of the sandbox"}
         return name, {"cmd": command} | (beyond if "beyond" in step else {})
+    if "commands" in schema:
+        return name, {"commands": [command]}
     if schema.get("command", {}).get("type") == "array":
         return name, {"command": ["bash", "-lc", command]}
     extra = {"description": "run a command", "is_background": False}

@@ -1,6 +1,6 @@
 """Real coding programs do an agent's whole job, their models played by tests/mock_model.py: no key, no network.
 
-    python -m tests.real_agents [claude codex gemini opencode qwen copilot aider]
+    python -m tests.real_agents [claude codex gemini opencode qwen copilot cline kilo aider]
 
 Prints a line a program: its version, what it did, by the service's tools or by curl, how long it took; then, for those
 that have tools, whether a wait of 100 seconds came to its end and a call was answered after the token had been renewed.
@@ -33,10 +33,12 @@ PROGRAMS = plugin("launchers").PROGRAMS
 PACKAGES = {
     "claude": "@anthropic-ai/claude-code", "codex": "@openai/codex", "gemini": "@google/gemini-cli",
     "opencode": "opencode-ai", "qwen": "@qwen-code/qwen-code", "copilot": "@github/copilot",
+    "cline": "cline", "kilo": "@kilocode/cli",
 }  # fmt: skip
 TYPES = {  # which agent type each program is here
     "claude": "python-specialist", "codex": "rust-specialist", "gemini": "go-specialist",
-    "opencode": "java-specialist", "qwen": "ruby-specialist", "copilot": "php-specialist", "aider": "c-specialist",
+    "opencode": "java-specialist", "qwen": "ruby-specialist", "copilot": "php-specialist", "cline": "kotlin-specialist",
+    "kilo": "swift-specialist", "aider": "c-specialist",
 }  # fmt: skip
 SESSION = {  # as if the service was started by an agent: a nested claude refuses to start where it sees these
     "CLAUDECODE": "1", "CLAUDE_CODE_ENTRYPOINT": "cli", "CODEX_SANDBOX": "seatbelt", "GEMINI_CLI": "1", "OPENCODE": "1",
@@ -44,6 +46,7 @@ SESSION = {  # as if the service was started by an agent: a nested claude refuse
 TOKEN = re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}")
 TASK = "Greet by name, the session store keeps a cookie."
 REFUSABLE = ("claude", "codex", "gemini", "qwen")  # whose stop can be refused
+DEAF = ("copilot", "cline")  # who hear of no event while they work
 FORGETFUL = {"forgetful": [*WORK[:3], {"text": "I think that I am done."}, *WORK[3:]]}
 
 
@@ -65,7 +68,9 @@ def install(name: str) -> Path:
 
 def environment(home: Path, url: str, folders: list[Path]) -> dict[str, str]:
     """Made-up keys, a home of its own, and nothing of a coding session around us."""
-    session = re.compile("ANTHROPIC|OPENAI|GEMINI|GOOGLE|CLAUDE|CODEX|QWEN|COPILOT|OPENCODE|GITHUB|GH_|OTEL|XDG")
+    session = re.compile(
+        "ANTHROPIC|OPENAI|GEMINI|GOOGLE|CLAUDE|CODEX|QWEN|COPILOT|OPENCODE|KILO|CLINE|GITHUB|GH_|OTEL|XDG"
+    )
     kept = {name: value for name, value in clean_environment().items() if not session.match(name)}
     path = os.pathsep.join([*map(str, dict.fromkeys(folders)), os.environ["PATH"]])
     return kept | {
@@ -73,7 +78,8 @@ def environment(home: Path, url: str, folders: list[Path]) -> dict[str, str]:
         "OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": "sk-made-up",
         "OPENAI_MODEL": "mock-model", "AIDER_MODEL": "openai/mock-model", "GEMINI_API_KEY": "made-up",
         "GOOGLE_GEMINI_BASE_URL": url, "MOCK_KEY": "made-up", "COPILOT_PROVIDER_BASE_URL": f"{url}/v1",
-        "COPILOT_MODEL": "mock-model", "OPENCODE_DISABLE_MODELS_FETCH": "1", "DISABLE_AUTOUPDATER": "1",
+        "COPILOT_MODEL": "mock-model", "OPENCODE_DISABLE_MODELS_FETCH": "1", "KILO_DISABLE_MODELS_FETCH": "1",
+        "DISABLE_AUTOUPDATER": "1",
     }  # fmt: skip
 
 
@@ -82,12 +88,17 @@ def make_home(home: Path, url: str) -> Path:
     provider = {"npm": "@ai-sdk/openai-compatible", "options": {"baseURL": f"{url}/v1", "apiKey": "made-up"}}
     models = {"model": "mock/mock-model", "provider": {"mock": provider | {"models": {"mock-model": {}}}}}
     codex = f'name = "mock"\nbase_url = "{url}/v1"\nenv_key = "MOCK_KEY"\nwire_api = "responses"\n'
+    told = {"provider": "openai-compatible", "apiKey": "made-up", "model": "mock-model", "baseUrl": f"{url}/v1"}
+    chosen = {"settings": told, "updatedAt": "2026-01-31T12:00:00.000Z", "tokenSource": "manual"}
+    cline = {"version": 1, "lastUsedProvider": told["provider"], "providers": {told["provider"]: chosen}}
     for name, content in {
         ".codex/config.toml": f'model_provider = "mock"\nmodel = "mock-model"\n[model_providers.mock]\n{codex}',
         ".claude.json": json.dumps({"hasCompletedOnboarding": True}),
         ".gemini/settings.json": json.dumps({"security": {"auth": {"selectedType": "gemini-api-key"}}}),
         ".qwen/settings.json": json.dumps({"security": {"auth": {"selectedType": "openai"}}}),
         ".config/opencode/opencode.json": json.dumps(models),
+        ".config/kilo/kilo.json": json.dumps(models),
+        ".cline/data/settings/providers.json": json.dumps(cline),
     }.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(content)
@@ -213,7 +224,7 @@ def main(names: list[str]) -> int:
         ):
             done = workshop.run(name, task_of(name))
             event = any(event["publisher"] == done.agent["agent_id"] for event in done.events)
-            cells = [done.read, done.wrote, event, bool(done.results), done.heard or name == "copilot", not done.leaks]
+            cells = [done.read, done.wrote, event, bool(done.results), done.heard or name in DEAF, not done.leaks]
             cells.insert(5, done.refused is (name in REFUSABLE))
             words = ["yes" if cell else "no" for cell in cells]
             # aider runs no commands

@@ -166,6 +166,7 @@ def test_a_login_is_what_the_program_says_and_else_unknown(
         ("qwen", "OPENAI_API_KEY", "", ("note", "login unknown: `qwen auth status` says no, but")),
         ("gemini", "GEMINI_API_KEY", "", ("good", "its login was not tried:")),
         ("gemini", "", ".gemini/oauth_creds.json", ("good", "its login was not tried:")),
+        ("cline", "", ".cline/data/settings/providers.json", ("good", "its login was not tried:")),
         ("copilot", "GH_TOKEN", "", ("good", "its login was not tried:")),
         ("aider", "OPENROUTER_API_KEY", "", ("good", "its login was not tried:")),
         ("cursor-agent", "CURSOR_API_KEY", "", ("good", "its login was not tried:")),
@@ -188,7 +189,7 @@ def test_a_key_or_a_file_is_named_and_its_content_is_not(
         monkeypatch.setenv(variable, "hush-hush")
     else:
         path = Path(os.environ["HOME"], file)
-        path.parent.mkdir()
+        path.parent.mkdir(parents=True)
         path.write_text("hush-hush")
     verdict, text = finding(tmp_path, program)
     assert verdict == said[0] and said[1] in text and (variable or f"~/{file}") in text and "hush" not in text

@@ -158,8 +158,7 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 def lend_home(settings: Path, own: Path) -> None:
     """Make the folder of ``settings``, with links to all that lies beside the user's ``own`` (logins, memory)."""
-    settings.parent.parent.mkdir(mode=0o700, exist_ok=True)
-    settings.parent.mkdir(mode=0o700, exist_ok=True)
+    settings.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(own.parent):
             if name != own.name:

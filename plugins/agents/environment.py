@@ -108,7 +108,7 @@ UNSAFE_VARIABLES = late_pattern(r"""(?xs)
     |(CCO_SIDECAR|LD|DYLD|OPENSSL|XDG|SSH|SUDO|CMAKE|S?CCACHE|DISTCC|GCC|COMPILER|MAVEN|CARGO|ELECTRON|TS_NODE|BUN|DENO|RUBYGEMS
         |GEM|BUNDLER?|COMPOSER|PHP_INI|R|JULIA|ERL|N?VIM|PYTEST|COVERAGE|CORECLR|COR|COMPLUS|YARN|PIP[A-Z]*|UV|POETRY|PDM|CONDA
         |MAMBA|COREPACK|HOMEBREW|NIX|PYENV|RBENV|NVM|OTEL|CLAUDE|CODEX|GEMINI_CLI|OPENCODE|AIDER|GOOSE|QWEN|CURSOR|COPILOT|AMP
-        |LITELLM)_.*)
+        |LITELLM|CLINE|KILO)_.*)
     """)
 # What programs that run agents, git for its hooks, make, node and systemd leave for what they start: an agent of
 # ours would be taken for theirs. How to log in, where settings are, and what the desktop and terminal say is

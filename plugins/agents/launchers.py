@@ -115,6 +115,7 @@ OPENCODE_PERMISSIONS = """\
 
 LASTING = "CCO_MCP_TOKEN"  # the variable with the token of programs that read it once
 WAITS_MS = 330_000  # longer than any tool takes
+CLINE_SERVERS = ".cline/data/settings/cline_mcp_settings.json"
 
 
 def server(**facts: Any) -> dict[str, Any]:
@@ -123,6 +124,28 @@ def server(**facts: Any) -> dict[str, Any]:
 
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
+
+
+def like_opencode(name: str, tried: str) -> Program:
+    """opencode, or a program made from it: an argument with blanks reaches its model quoted, and agents that share a
+    database lock it.
+    """
+    variable = name.upper()
+    return Program(
+        tried=tried,
+        argv=[name, "run", "--print-logs", "--log-level", "ERROR"],
+        stdin="{agent_folder}/prompt",
+        environment={f"{variable}_CONFIG_CONTENT": OPENCODE_PERMISSIONS, f"{variable}_PERMISSION": "",
+                     f"{variable}_DB": f"{{agent_folder}}/{name}.db"},
+        files={"hooks.mjs": as_module()},
+        mcp_environment={f"{variable}_CONFIG_CONTENT": {"mcp": {"cco": {
+            "type": "remote", "url": "{url}/mcp", "headers": bearer(f"{{env:{LASTING}}}"), "oauth": False,
+            "enabled": True, "timeout": WAITS_MS}}}},
+        may=lambda command: f'{json.dumps(command)}: "allow", {json.dumps(command + " *")}: "allow"',
+        log_in=f"`{name} auth login`",
+        logged_out=r"^(\x1b\[\d+m)+Error: .*(?i:api[ -]key|unauthori[sz]ed|authenticat)",
+        offline=r"(^.* level=ERROR .*Cannot connect to API: .*\s*){2}\Z|^(\x1b\[\d+m)+Error: .*Cannot connect to API",
+    )  # fmt: skip
 
 
 PROGRAMS = {
@@ -176,21 +199,7 @@ PROGRAMS = {
             httpUrl="{url}/mcp", headers=bearer(f"${LASTING}"), trust=True, timeout=WAITS_MS)
             | json.loads(as_json("gemini"))},
     ),
-    "opencode": Program(  # an argument with blanks reaches its model quoted; agents that share a database lock it
-        tried="1.18.33",
-        argv=["opencode", "run", "--print-logs", "--log-level", "ERROR"],
-        stdin="{agent_folder}/prompt",
-        environment={"OPENCODE_CONFIG_CONTENT": OPENCODE_PERMISSIONS, "OPENCODE_PERMISSION": "",
-                     "OPENCODE_DB": "{agent_folder}/opencode.db"},
-        files={"hooks.mjs": as_module()},
-        mcp_environment={"OPENCODE_CONFIG_CONTENT": {"mcp": {"cco": {
-            "type": "remote", "url": "{url}/mcp", "headers": bearer(f"{{env:{LASTING}}}"), "oauth": False,
-            "enabled": True, "timeout": WAITS_MS}}}},
-        may=lambda command: f'{json.dumps(command)}: "allow", {json.dumps(command + " *")}: "allow"',
-        log_in="`opencode auth login`",
-        logged_out=r"^(\x1b\[\d+m)+Error: .*(?i:api[ -]key|unauthori[sz]ed|authenticat)",
-        offline=r"(^.* level=ERROR .*Cannot connect to API: .*\s*){2}\Z|^(\x1b\[\d+m)+Error: .*Cannot connect to API",
-    ),
+    "opencode": like_opencode("opencode", "1.18.33"),
     "aider": Program(  # without a login it waits five minutes for a browser; with a wrong key it ends with 0
         tried="0.86.2",
         argv=["aider", "--yes-always", "--no-check-update", "--no-detect-urls", "--no-gitignore",
@@ -241,6 +250,17 @@ PROGRAMS = {
         log_in="`copilot login`, or a token in COPILOT_GITHUB_TOKEN",
         logged_out=r"^(Error: No authentication information found|Authentication failed)",
     ),
+    "cline": Program(  # without a login, or a network, it is silent
+        tried="3.0.65",
+        argv=["cline", "{prompt}"],
+        log_in="`cline auth`",
+        logged_out=r"^(\x1b\[\d+m)*error:(\x1b\[\d+m)* .*(?i:api[ -]key|unauthori[sz]ed|authenticat)",
+        mcp_environment={"CLINE_MCP_SETTINGS_PATH": f"{{agent_folder}}/home/{CLINE_SERVERS}"},
+        mcp_files={f"home/{CLINE_SERVERS}": server(
+            transport={"type": "streamableHttp", "url": "{url}/mcp", "headers": bearer("{token}")},
+            timeout=WAITS_MS // 1000)},
+    ),
+    "kilo": like_opencode("kilo", "7.7.7"),
 }  # fmt: skip
 
 # Among the first lines, since what an agent runs may say the same. opencode prints its help alone.

@@ -341,8 +341,8 @@ class Login(Struct, frozen=True):
     no: str = ""
 
 
-# Seen with claude 2.1.197, codex 0.169.0, gemini 0.61.0, opencode 1.18.33, qwen 0.15.10 and copilot 1.0.102, without a
-# network.
+# Seen with claude 2.1.197, codex 0.169.0, gemini 0.61.0, opencode 1.18.33, qwen 0.15.10, copilot 1.0.102, cline 3.0.65
+# and kilo 7.7.7, without a network.
 LOGINS = {
     "claude": Login(
         command="auth status", yes=r'"loggedIn": true', no=r'"loggedIn": false',
@@ -353,6 +353,8 @@ LOGINS = {
     "gemini": Login("GEMINI_API_KEY", ".gemini/oauth_creds.json"),
     # has models that need none
     "opencode": Login(command="auth list", yes=r"[1-9]\d* (credential|environment variable)|_API_KEY"),
+    "kilo": Login(command="auth list", yes=r"[1-9]\d* (credential|environment variable)|_API_KEY"),
+    "cline": Login(files=".cline/data/settings/providers.json"),
     "aider": Login("ANTHROPIC_API_KEY OPENAI_API_KEY GEMINI_API_KEY OPENROUTER_API_KEY DEEPSEEK_API_KEY",
         ".aider/oauth-keys.env"),
     "qwen": Login(

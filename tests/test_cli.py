@@ -898,6 +898,7 @@ def test_the_doctor_finds_a_healthy_installation_good(here: Here, cco: Callable[
         "lock",
         "service",
         "port",
+        "project",
         "git",
         "watcher",
         "plugins",

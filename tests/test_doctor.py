@@ -581,3 +581,20 @@ def test_what_answers_in_the_place_of_the_service_is_told_from_it(
     settings = doctor.cco_sidecar.load_settings({"root": str(repository), "storage": str(storage), "project": PROJECT})
     verdict, text = doctor.examine(lambda: doctor.check_service(settings))
     assert verdict == "bad" and (ANSWERS[body] if body else "does not answer") in text, text
+
+
+@pytest.mark.parametrize("name", ["日本語", "проект", "---"])
+def test_of_a_folder_whose_name_makes_no_project_id_it_is_told_how_to_give_one(tmp_path: Path, name: str) -> None:
+    root = make_repository(tmp_path / name)
+    _, found = checks(root, "--port", "0", XDG_STATE_HOME=str(tmp_path / "state"))
+    assert found["project"]["verdict"] == "note" and "--project" in found["project"]["finding"], found
+    _, found = checks(root, "--port", "0", "--project", "mine", XDG_STATE_HOME=str(tmp_path / "state"))
+    assert (found["project"]["verdict"], found["project"]["finding"]) == ("good", "mine")
+    command = [sys.executable, str(MODULE), "--port", "0", "--storage", str(tmp_path / "storage")]
+    told = f"{name!r} has no letter from a to z and no digit, so the project id is project"
+    log = tmp_path / "log"
+    with log.open("wb") as file, subprocess.Popen(command, cwd=root, env=clean_environment(), stderr=file) as service:
+        try:
+            until(lambda: told in log.read_text())
+        finally:
+            service.terminate()

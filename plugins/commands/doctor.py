@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import logging
 import os
 import re
 import shlex
@@ -40,6 +41,7 @@ from cco_sidecar import (
     MB,
     REFUSED,
     Settings,
+    SidecarInfo,
     StartError,
     hookimpl,
     option_table,
@@ -59,6 +61,8 @@ from cco_sidecar_plugins.context._watcher import folder_limit
 from cco_sidecar_plugins.storage._database import check_database, check_places
 from cco_sidecar_plugins.storage._log import REPLICA
 
+log = logging.getLogger("cco")
+
 Finding = tuple[str, str]  # good, note or bad; what was found
 
 
@@ -70,6 +74,21 @@ def register_commands(commands: Any) -> None:
             section="Look", arguments=[arg("--salvage", action="store_true",
                 help="make a new database of what can be read of a damaged one, which is kept aside")]),
     })  # fmt: skip
+
+
+@hookimpl
+def startup(info: SidecarInfo) -> None:
+    if problem := nameless(info.root, info.project_id):
+        log.warning("%s", problem)
+
+
+def nameless(root: str, project: str) -> str:
+    """What to do where nothing in the folder's name can be in a project id, so that the id is as that of all such."""
+    name = Path(root).name
+    if project != "project" or re.search("[a-z0-9]", name.lower()):
+        return ""
+    shared = f"{name!r} has no letter from a to z and no digit, so the project id is {project}, as for all such folders"
+    return f"{shared}: give it one of its own by --project, or project in cco.toml, which begins a new storage"
 
 
 def command_doctor(options: argparse.Namespace) -> int:
@@ -255,6 +274,12 @@ def check_port(settings: Settings) -> str:
     return f"{settings.host} port {settings.port} is free"
 
 
+def check_project(settings: Settings) -> str:
+    if "project" not in settings.places and (problem := nameless(str(settings.root), settings.project)):
+        return f"note: {problem}"
+    return settings.project
+
+
 def check_git(settings: Settings) -> str:
     if not shutil.which("git"):
         return "note: git is not installed: where .gitignore may exclude files there are no contexts; install it"
@@ -321,7 +346,7 @@ def check_plugins(options: argparse.Namespace) -> str:
 
 DOCTOR_CHECKS: dict[str, Callable[[Settings], str]] = {
     "storage": check_storage, "secret": check_secret, "lock": check_lock, "service": check_service, "port": check_port,
-    "git": check_git, "watcher": check_watcher,
+    "project": check_project, "git": check_git, "watcher": check_watcher,
 }  # fmt: skip
 
 

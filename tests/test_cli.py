@@ -588,6 +588,17 @@ def test_a_part_of_an_id_that_may_be_several_names_them(
     assert code == 1 and err.startswith("cco: 404 REQ_002: "), err
 
 
+def test_an_issue_in_the_place_of_a_result_is_told_as_one(
+    here: Here, cco: Callable[..., tuple[int, str, str]], issue: str
+) -> None:
+    here.client().store(issue=issue)
+    code, _, err = cco("results", "get", issue)
+    assert (
+        code == 2 and f"{issue} is an issue: name a TYPE after it; `" in err and f"results list --issue {issue}`" in err
+    )
+    assert cco("results", "get", issue, "python-specialist")[0] == 0
+
+
 def test_events_are_published_as_the_agent_that_the_environment_names(
     here: Here, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, issue: str
 ) -> None:

@@ -132,6 +132,24 @@ def test_a_subcommand_without_its_group_is_told_the_whole(cco: Cco) -> None:
     assert "did you mean help?" in refusal(cco("hepl"))
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("ps", ", did you mean agent list?"),
+        ("list", ", did you mean agent list, events list or results list?"),
+        ("ui", ", did you mean dashboard?"),
+        ("init", "; nothing is to be set up"),
+        ("agent list --json", ", did you mean --format json?"),
+        ("results list -n 3", ", did you mean --limit?"),
+        ("-p 3002", ", did you mean --port?"),
+        ("serve --verbose", ", did you mean --log-level debug?"),
+        ('events publish deployed {"version":7}', ", did you mean --data?"),
+    ],
+)
+def test_how_other_programs_call_what_we_have_is_told_as_ours(words: str, told: str, cco: Cco) -> None:
+    assert told in refusal(cco(*words.split()))
+
+
 def test_help_is_shown_also_where_it_is_asked_for_as_a_command(cco: Cco) -> None:
     for words in ([], ["agent"], ["context", "get"], ["wait"], ["run"]):
         code, out, err = cco("help", *words)

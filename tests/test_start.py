@@ -617,14 +617,15 @@ def test_a_state_folder_that_cannot_be_made_is_one_line(repository: Path, state:
     assert "no sidecar runs for" in refusal(run("health", cwd=repository, XDG_STATE_HOME=state), 3)
 
 
-@pytest.mark.parametrize("place", ["work tree", "main work tree", "folder around it"])
+@pytest.mark.parametrize("place", ["work tree", "main work tree", "folder around it", "folder in it"])
 def test_a_command_that_finds_no_service_names_one_that_runs_nearby(
     repository: Path, tmp_path: Path, make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     other = tmp_path / "other"
-    if place == "folder around it":
-        root, other = tmp_path / "plain", tmp_path / "plain/below"
-        other.mkdir(parents=True)
+    if place.startswith("folder"):
+        around, below = tmp_path / "plain", tmp_path / "plain/below"
+        below.mkdir(parents=True)
+        root, other = (around, below) if place == "folder around it" else (below, around)
     else:
         git(repository, "worktree", "add", "-q", str(other))
         root, other = (repository, other) if place == "work tree" else (other, repository)
@@ -634,7 +635,7 @@ def test_a_command_that_finds_no_service_names_one_that_runs_nearby(
     assert "; one runs for" not in refusal(run("health", cwd=other, XDG_STATE_HOME=state), 3)
     make_service(root=root, storage=cco_sidecar.default_storage(root, PROJECT))
     line = refusal(run("health", cwd=other, XDG_STATE_HOME=state), 3)
-    which = "a folder around it" if place == "folder around it" else "another work tree of this repository"
+    which = f"a {place}" if place.startswith("folder") else "another work tree of this repository"
     assert f"no sidecar runs for {other}; start it with " in line and f"; one runs for {root}, {which}: " in line
     ended = run(f"--root={root}", "health", cwd=other, XDG_STATE_HOME=state)
     assert ended.returncode == 0, ended.stderr

@@ -281,14 +281,18 @@ def known_name(configured: Sequence[str] | None) -> str:
     return configured[0] if len(configured) == 1 and configured[0] in PROGRAMS else ""
 
 
-def known_program_near(name: str) -> str:
-    """The end of a message that ``name`` is not there: the known program that may have been meant, where one is."""
+def program_near(name: str, root: Path) -> str:
+    """The end of a message that ``name`` is not there: what may have been meant, a file in the repository's ``root`` or
+    a known program, where there is one.
+    """
+    if os.path.isfile(root / name):
+        return f", did you mean ./{name}?"
     return "" if name in PROGRAMS else did_you_mean(name, PROGRAMS)
 
 
-def how_to_have(name: str) -> str:
+def how_to_have(name: str, root: Path) -> str:
     """The end of a message that the program ``name`` is not there: what to do."""
-    close = known_program_near(name)
+    close = program_near(name, root)
     return f"{f'{close} Else' if close else ':'} install it, or give another --agent-command"
 
 
@@ -300,7 +304,7 @@ def find_program(word: str, root: Path, path: str | None = None) -> str:
     found = shutil.which(str(root / word) if says_where else word, path=path)
     if found is None:
         reason = errno.EACCES if says_where and os.path.exists(root / word) else errno.ENOENT
-        advice = "" if says_where else f" on PATH{how_to_have(word)}"
+        advice = "" if says_where else f" on PATH{how_to_have(word, root)}"
         raise OSError(reason, os.strerror(reason) + advice, word)
     return os.path.abspath(found)
 
@@ -353,7 +357,7 @@ def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:
         yield f"no {who} can be started: {shown} is there and cannot be run"
     except FileNotFoundError:
         where = "on PATH" if word == name else "where the command says"
-        yield f"no {who} can be started: {shown} is not {where}{known_program_near(name)}"
+        yield f"no {who} can be started: {shown} is not {where}{program_near(name, root)}"
     plain = [part for part in command if not re.search(r"\s", part)]  # others may be programs of their own
     for braced in re.findall(r"(?<!\$)\{\w+\}", " ".join(plain)):
         if braced not in PLACEHOLDERS:

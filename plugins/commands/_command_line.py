@@ -287,7 +287,8 @@ class CommandParser(cco_sidecar.CommandParser):
     def refuse(self, words: Sequence[str]) -> typing.NoReturn:
         """Say of the first of ``words``, which nothing takes, what may have been meant."""
         self.refuse_flags(words)
-        self.error(f"{words[0]!r}: {self.prog} takes no such argument")
+        is_data = words[0].startswith("{") and "--data" in self._option_string_actions
+        self.error(f"{words[0]!r}: {self.prog} takes no such argument{', did you mean --data?' if is_data else ''}")
 
     def refuse_flags(self, words: Sequence[str]) -> None:
         for flag in [word.partition("=")[0] for word in words if word.startswith("-")]:
@@ -296,7 +297,10 @@ class CommandParser(cco_sidecar.CommandParser):
                 refused = [each for each in shared_options() if self.row and each.dest not in self.row.options]
                 names = {name for each in refused for name in each.option_strings}
                 farther = {name for name in names if abs(len(name) - len(flag)) > 1}
-                self.error(f"{flag}: unknown option{meant(flag, self._option_string_actions.keys() - farther)}")
+                known = self._option_string_actions.keys() - farther
+                other = OTHER_FLAGS.get(flag, "")
+                hint = f", did you mean {other}?" if other.partition(" ")[0] in known else meant(flag, known)
+                self.error(f"{flag}: unknown option{hint}")
 
     def take_shared_options(self) -> None:
         """Read our options too, except where the command has one of the same name."""
@@ -366,6 +370,23 @@ OTHER_WORDS = {  # how other programs call what we have
     "start": ", did you mean serve?",
     "stop": "; the service stops on Ctrl-C, or on SIGTERM to its pid, which cco doctor tells",
     "version": ", did you mean --version?",
+    "up": ", did you mean serve?",
+    "init": "; nothing is to be set up: cco serves the repository around it, and cco doctor checks what it needs",
+    "ps": ", did you mean agent list?",
+    "ls": ", did you mean agent list?",
+    "list": ", did you mean agent list, events list or results list?",
+    "ui": ", did you mean dashboard?",
+    "open": ", did you mean dashboard?",
+}
+OTHER_FLAGS = {
+    "--json": "--format json",
+    "--csv": "--format csv",
+    "--yaml": "--format yaml",
+    "-n": "--limit",
+    "-p": "--port",
+    "-v": "--log-level debug",
+    "--verbose": "--log-level debug",
+    "--debug": "--log-level debug",
 }
 
 

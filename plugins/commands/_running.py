@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from cco_sidecar import Settings, default_storage, own_command, run_git
+from cco_sidecar import Settings, SidecarInfo, default_storage, own_command, run_git
 from cco_sidecar_plugins._files import read_sidecar_json
 
 
@@ -48,6 +48,16 @@ def running_nearby(settings: Settings) -> str:
         if info and psutil.pid_exists(info.pid):
             which = "another work tree of this repository" if root in trees else "a folder around it"
             return f"one runs for {root}, {which}: `{own_command(other)}` before a command uses that"
+    return running_below(settings)
+
+
+def running_below(settings: Settings) -> str:
+    """As ``running_nearby``, of a service whose repository lies in a folder below the root."""
+    for file in sorted(settings.storage.parent.glob(f"*/{SidecarInfo.FILE}")):
+        info = read_sidecar_json(file.parent)
+        if info and settings.root in Path(info.root).parents and psutil.pid_exists(info.pid):
+            other = dataclasses.replace(settings, root=Path(info.root), places={"root": "--root"})
+            return f"one runs for {info.root}, a folder in it: `{own_command(other)}` before a command uses that"
     return ""
 
 

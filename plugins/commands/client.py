@@ -177,7 +177,17 @@ def command_results_list(options: argparse.Namespace) -> int:
 def command_results_get(options: argparse.Namespace) -> int:
     client = Client(options)
     if options.type is None:
-        return show(options, client.call("GET", f"/api/results/{quote(whole_id(client, 'results', options.id))}"))
+        try:
+            result_id = whole_id(client, "results", options.id)
+        except Refused as error:
+            query = {"issue_id": options.id, "limit": 1}
+            if error.status == 404 and client.call("GET", "/api/results", query=query)["results"]:
+                shown = client.command(f"results list --issue {options.id}")
+                raise StartError(
+                    f"{options.id} is an issue: name a TYPE after it; `{shown}` lists its results"
+                ) from None
+            raise
+        return show(options, client.call("GET", f"/api/results/{quote(result_id)}"))
     query = {"issue_id": options.id, "agent_type": options.type, "limit": 1}
     found = client.call("GET", "/api/results", query=query)["results"]
     if not found:

@@ -18,6 +18,9 @@ from collections.abc import Callable, Collection, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+from msgspec import Struct
+
 from cco_sidecar import MB, ProjectState, is_young, one_line
 from cco_sidecar_plugins.context._withheld import is_secret
 
@@ -43,10 +46,9 @@ class ProjectFiles:
 
     def __init__(self, root: Path, listed: Collection[str] | None = None, room: float = math.inf) -> None:
         self.root = os.path.realpath(root)
-        self._listed, self._room = listed, room
+        self._listed, self._room = None if listed is None else tuple(listed), room
         self.incomplete = False  # a file that is there could not be read, or not in time: later it may be
-        self._endings: dict[tuple[str, ...], list[str]] = {}  # what was asked for by endings, and given
-        self._looked: dict[str, tuple[str, Any]] = {}  # by name of what was asked for: where it is, and its facts
+        self.told = Told(self._listed)
 
     def parsed(self, name: str, parse: Callable[[File], T], limit: int = MB) -> T | None:
         """What ``parse`` makes of the file ``name`` (relative to the root); None where it is missing, has more than
@@ -70,23 +72,26 @@ class ProjectFiles:
 
     def ending_with(self, *endings: str) -> list[str]:
         """The listed files whose names end so, in any case; those near the root first, at most 300."""
-        if endings not in self._endings:
-            there = any(f"{ending}\n" in self._names for ending in endings)  # in most projects of most none is
-            found = [name for name in self._listed or () if name.lower().endswith(endings)] if there else []
-            self._endings[endings] = sorted(found, key=lambda name: (name.count("/"), name))[:300]
-        return self._endings[endings]
+        found = self.told.endings[endings] = self._ending_with(endings)
+        return found
+
+    def _ending_with(self, endings: tuple[str, ...]) -> list[str]:
+        there = any(f"{ending}\n" in self._names for ending in endings)  # in most projects of most none is
+        found = [name for name in self._listed or () if name.lower().endswith(endings)] if there else []
+        return sorted(found, key=lambda name: (name.count("/"), name))[:300]
 
     @functools.cached_property
     def _names(self) -> str:
         return "\n".join((*(self._listed or ()), "")).lower()
 
-    def tell_what(self, before: ProjectFiles) -> bool:
-        """Whether all that ``before`` told would be told now. Blocks."""
-        return (
-            self.root == before.root
-            and not before.incomplete
-            and all(self.ending_with(*endings) == names for endings, names in before._endings.items())
-            and all(self._facts(name, inside) == facts for name, (inside, facts) in before._looked.items())
+    def would_tell(self, told: Told) -> bool:
+        """Whether all that was ``told`` would be told now. Blocks."""
+        return all(facts_of(self._place(name)) == facts for name, (_, _, facts) in told.looked.items()) and (
+            self._listed == told.listed  # to look through all names takes longer
+            or (
+                all(self._ending_with(endings) == names for endings, names in told.endings.items())
+                and all(self._lists(inside) == is_listed for inside, is_listed, _ in told.looked.values())
+            )
         )
 
     def moment(self, name: str) -> int | None:
@@ -101,8 +106,8 @@ class ProjectFiles:
         tell_once(os.path.join(self.root, name), why)
 
     def _read(self, name: str, limit: int) -> bytes | None:
-        place = os.path.realpath(os.path.join(self.root, name))
-        self._look(name, place)
+        place = os.path.realpath(self._place(name))
+        self._look(name, self._inside(place))
         self._check(place)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO must not block
         with open(place, "rb", opener=lambda path, _: os.open(path, flags)) as file:
@@ -116,21 +121,21 @@ class ProjectFiles:
             raise ValueError(f"it has more than {limit} bytes")
         return content
 
-    def _look(self, name: str, place: str) -> None:
-        """Take note of what shows that the file, which is at ``place``, is another one; before it is read. Blocks."""
-        inside, now = self._inside(place), time.time_ns()
-        facts = self._facts(name, inside)
-        hides_changes = any(is_young(moment, now) for moment in facts[1:3])
-        self._looked[name] = inside, None if hides_changes else facts
+    def _look(self, name: str, inside: str) -> None:
+        """Take note of what shows that the file, which is at ``inside``, is another one; before it is read. Blocks."""
+        now, facts = time.time_ns(), facts_of(self._place(name))
+        hides_changes = any(is_young(moment, now) for moment in facts[:2])
+        self.told.looked[name] = inside, self._lists(inside), None if hides_changes else facts
 
-    def _facts(self, name: str, inside: str) -> tuple[Any, ...]:
-        """Whether git lists the file, which is at ``inside``; its times, size, number and kind where it is there."""
-        is_listed = self._listed is None or inside in self._listed
-        try:
-            facts = os.stat(os.path.join(self.root, name))
-        except (OSError, ValueError):
-            return (is_listed,)
-        return is_listed, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_dev, facts.st_mode
+    def _place(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+    def _lists(self, inside: str) -> bool:
+        return self._listed is None or inside in self._listed_names
+
+    @functools.cached_property
+    def _listed_names(self) -> frozenset[str]:
+        return frozenset(self._listed or ())
 
     def _inside(self, place: str) -> str:
         return os.path.relpath(place, self.root).replace(os.sep, "/")
@@ -141,9 +146,18 @@ class ProjectFiles:
             raise ValueError("it lies outside the project")
         if is_secret(inside) or ".git" in inside.split("/"):
             raise ValueError("it may hold secrets")
-        unlisted = self._listed is not None and inside not in self._listed and inside not in REPORTS
-        if unlisted and os.path.exists(place):
+        if not self._lists(inside) and inside not in REPORTS and os.path.exists(place):
             raise ValueError("git ignores it")
+
+
+class Told(Struct):
+    """What was told of files: the names that were listed, those with the endings that were asked for, and of each file
+    that was asked for where it is, whether that is listed, and its facts.
+    """
+
+    listed: tuple[str, ...] | None
+    endings: dict[tuple[str, ...], list[str]] = {}
+    looked: dict[str, tuple[str, bool, Any]] = {}
 
 
 def remembered(read: Callable[[ProjectState], tuple[Facts, ProjectFiles]]) -> Callable[[ProjectState], Facts]:
@@ -167,19 +181,32 @@ def remembered(read: Callable[[ProjectState], tuple[Facts, ProjectFiles]]) -> Ca
     return facts
 
 
+def facts_of(path: str) -> tuple[int, ...]:
+    """The times, size, number and kind of the file behind ``path``; none where none is. Blocks."""
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return ()
+    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_dev, facts.st_mode
+
+
 def while_unchanged(read: Callable[[ProjectFiles], Facts]) -> Callable[[ProjectFiles], Facts]:
     """The facts of ``read``, which is called again where what its files told it is another now: most edits are of
     other files, and parsing hundreds of manifests takes a quarter of a second.
     """
-    last: tuple[ProjectFiles, Facts] | None = None
+    last: tuple[str, Told, Facts] | None = None
 
     @functools.wraps(read)
     def facts(files: ProjectFiles) -> Facts:
         nonlocal last
         known = last
-        if known is None or not files.tell_what(known[0]):
-            known = last = files, read(files)
-        return known[1]
+        if known and known[0] == files.root and files.would_tell(known[1]):
+            found = known[2]
+            told = msgspec.structs.replace(known[1], listed=files.told.listed)
+        else:
+            found, told = read(files), files.told
+        last = None if files.incomplete else (files.root, told, found)
+        return found
 
     return facts
 

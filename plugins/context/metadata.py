@@ -44,7 +44,7 @@ def context_section(request: ContextRequest) -> Sections:
 
 @remembered
 def read_manifests(project: ProjectState) -> tuple[Facts, ProjectFiles]:
-    files = ProjectFiles(Path(project.root), frozenset(file.path for file in project.files), ALL_MANIFESTS)
+    files = ProjectFiles(Path(project.root), [file.path for file in project.files], ALL_MANIFESTS)
     return facts_of(files), files
 
 

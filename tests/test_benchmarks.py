@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import percentile, row, table
-from tests.benchmarks.__main__ import MODULES, main, with_table
+from tests.benchmarks.__main__ import DECIDING, IN_FULL, MODULES, SAFEST, in_full, in_readme, main
 from tests.benchmarks.pictures import FOLDER, apart, draw
 from tests.benchmarks.servers import ROOT, running_all
 from tests.benchmarks.throughput import exchanges, once
 from tests.benchmarks.trees import make_tree
 from tests.benchmarks.wire import NEW, repeated, run
 
-README = (ROOT / "README.md").read_text()
+README, FULL = (ROOT / "README.md").read_text(), IN_FULL.read_text()
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,47 @@ def test_rows_that_were_kept_are_drawn_again_and_put_into_a_table(
     assert capsys.readouterr().out.count("\n") == 2 + len(rows_of_pictures())
     assert json.loads((tmp_path / "again.json").read_text())["rows"] == json.loads(kept.read_text())["rows"]
     assert (tmp_path / "waiters.svg").is_file()
-    new = with_table(README, rows_of_pictures())
-    assert new.count("20,000 ms") == 2 and "| 10,000 ms" not in new and with_table(new, rows_of_pictures()) == new
-    assert README.splitlines()[:9] == new.splitlines()[:9] and README.splitlines()[-9:] == new.splitlines()[-9:]
+    new = in_full(FULL, rows_of_pictures())
+    assert new.count("20,000 ms") == 2 and "| 10,000 ms" not in new and in_full(new, rows_of_pictures()) == new
+    assert FULL.splitlines()[:9] == new.splitlines()[:9] and FULL.splitlines()[-9:] == new.splitlines()[-9:]
+    assert in_readme(README, rows_of_pictures()) == README, "none of these is a row of its tables"
 
 
-def test_the_readme_names_every_benchmark_and_shows_the_pictures() -> None:
+def test_the_readme_has_the_rows_that_one_decides_by_as_the_page_of_all_has_them() -> None:
+    short, full = (figures_in(text.partition("\n## Performance\n")[2] or text) for text in (README, FULL))
+    assert list(short) == list(DECIDING) and 20 <= len(short) <= 25
+    assert {name: full[name] for name in short} == short
+    of_all = figures_in(FULL.partition("\n## Many machines\n")[2])
+    kept = figures_in(README.partition("\n## Performance\n")[0])
+    assert kept == {name: cells for name, cells in of_all.items() if name.endswith(SAFEST)} != {}
+    goals = [cells[3] for cells in full.values() if cells[3]]
+    told = f"{sum('missed' in goal for goal in goals)} of {len(goals)} goals are missed"
+    assert README.count(told) == FULL.count(told) == 1
+
+
+def test_rows_are_put_into_the_tables_of_both_pages() -> None:
+    measured = [
+        row(DECIDING[0], [90.0], [100.0], unit="/s", goal="ratio >= 0.95"),
+        row("an inner matter", [1.0], unit="ms", goal="value <= 2"),
+        row(f"a publish{SAFEST}", [5.0], unit="ms") | {"group": "cluster"},
+    ]
+    short, full = in_readme(README, measured), in_full(FULL, measured)
+    for page in (short, full):
+        assert "1 of 2 goals are missed" in page and "90.0 /s" in page and f"a publish{SAFEST}" in page
+    assert "an inner matter" in full and "an inner matter" not in short
+    assert in_readme(README, []) == README and in_full(FULL, []) == FULL
+
+
+def figures_in(text: str) -> dict[str, list[str]]:
+    """The cells of the first table of rows, by the name of the row."""
+    lines = text[re.search(r"\| measure +\|", text).start() :].partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return {name: cells for name, *cells in rows}
+
+
+def test_every_benchmark_is_named_and_the_readme_shows_the_pictures() -> None:
     for name in MODULES:
-        assert f"`{name}`" in README, name
+        assert f"`{name}`" in FULL, name
     for name in ("waiters.svg", "contexts.svg"):
         assert f"tests/benchmarks/pictures/{name}" in README and (FOLDER / name).is_file()
 

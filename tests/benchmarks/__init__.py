@@ -66,8 +66,12 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The rows as a table in Markdown, its columns aligned for a terminal."""
-    cells = [HEADS, *map(line, rows)]
+    """The rows as a table in Markdown."""
+    return aligned([HEADS, *map(line, rows)])
+
+
+def aligned(cells: list[tuple[str, ...]]) -> str:
+    """A table in Markdown, its columns aligned for a terminal; the first of ``cells`` are its heads."""
     widths = [max(len(cell[column]) for cell in cells) for column in range(len(HEADS))]
     cells.insert(1, tuple("-" * (width - 1) + ":" if column else "-" * width for column, width in enumerate(widths)))
     return "\n".join(

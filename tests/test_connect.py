@@ -279,7 +279,9 @@ def test_a_server_of_the_users_own_that_has_our_name_stays(desk: Desk, program: 
     assert (desk.root / name).read_text() == text
 
 
-@pytest.mark.parametrize(("program", "name"), [("copilot", ".github/hooks/cco.json"), ("opencode", ".cco-opencode.js")])
+@pytest.mark.parametrize(("program", "name"), [
+    ("copilot", ".github/hooks/cco.json"), ("opencode", ".cco-opencode.js"), ("kilo", ".cco-kilo.js"),
+])  # fmt: skip
 def test_a_file_of_hooks_goes_as_a_whole_or_stays_where_somebody_wrote_in_it(
     desk: Desk, program: str, name: str
 ) -> None:

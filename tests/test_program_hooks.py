@@ -49,6 +49,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
          {"decision": "deny", "reason": "y"}),
         ("copilot", "postToolUse", "tool", {"additionalContext": "x"}, {"decision": "block", "reason": "y"}),
         ("opencode", "tool", "tool", {"text": "x"}, {"decision": "block", "reason": "y"}),
+        ("kilo", "start", "start", {"text": "x"}, {"decision": "block", "reason": "y"}),
     ],
 )  # fmt: skip
 def test_each_program_is_answered_in_its_dialect(

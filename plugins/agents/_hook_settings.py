@@ -44,7 +44,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     ``context`` makes the answer that gives the model a text, ``refuse`` the one by which a turn goes on, ``permit`` the
     one that allows or denies what permission was asked for. ``session`` is the field that names the session, ``second``
     the program's unit of a hook's time limit. ``settings`` is the file of a repository that has hooks under the key
-    ``hooks``; opencode's is a module, which its settings name.
+    ``hooks``, or the module of a program that is in MODULAR, which its settings name.
     """
 
     events: dict[str, str]
@@ -67,6 +67,7 @@ CLAUDE = {
     "start": "SessionStart", "prompt": "UserPromptSubmit", "tool": "PostToolUse", "stop": "Stop",
     "permission": "PermissionRequest",
 }  # fmt: skip
+MODULAR = ("opencode", "kilo")  # have a module in the place of hooks
 DIALECTS = {
     "claude": Dialect(events=CLAUDE, settings=".claude/settings.local.json"),
     "codex": Dialect(events=CLAUDE, settings=".codex/hooks.json"),
@@ -84,10 +85,10 @@ DIALECTS = {
         context=lambda event, text: {"additionalContext": text},
         handler=lambda command, limit: {"type": "command", "bash": command, "timeoutSec": limit},
     ),
-    "opencode": Dialect(
+    **{name: Dialect(
         events={"start": "start", "tool": "tool"}, context=lambda event, text: {"text": text}, session="sessionID",
-        settings=".cco-opencode.js",
-    ),
+        settings=f".cco-{name}.js",
+    ) for name in MODULAR},
 }  # fmt: skip
 QUICK, PATIENT, WAITING = 10, 900, 86_400  # seconds that a program gives a hook: at once, for a person, for an event
 
@@ -112,7 +113,7 @@ def hook_settings(program: str, command: str, *, wait: str = "", permission: str
     return hooks
 
 
-# What opencode has in the place of hooks: a module of JavaScript, which its settings name under "plugin". At a tool's
+# What opencode and kilo have in the place of hooks: a module of JavaScript, named under "plugin". At a tool's
 # end the text is appended to what the tool said. A failure costs nothing but the text.
 OPENCODE_PLUGIN = """\
 import { execFile } from "node:child_process"
@@ -162,9 +163,9 @@ def as_json(program: str) -> str:
     return json.dumps({"hooks": agent_hooks(program)}, indent=1)
 
 
-def as_module() -> str:
-    """The same for opencode."""
-    return opencode_plugin(agent_call("opencode").replace("?event={event}", ""))
+def as_module(program: str) -> str:
+    """The same for a program that has a module in the place of hooks."""
+    return opencode_plugin(agent_call(program).replace("?event={event}", ""))
 
 
 def as_toml(program: str) -> list[str]:

@@ -137,7 +137,7 @@ def like_opencode(name: str, tried: str) -> Program:
         stdin="{agent_folder}/prompt",
         environment={f"{variable}_CONFIG_CONTENT": OPENCODE_PERMISSIONS, f"{variable}_PERMISSION": "",
                      f"{variable}_DB": f"{{agent_folder}}/{name}.db"},
-        files={"hooks.mjs": as_module()},
+        files={"hooks.mjs": as_module(name)},
         mcp_environment={f"{variable}_CONFIG_CONTENT": {"mcp": {"cco": {
             "type": "remote", "url": "{url}/mcp", "headers": bearer(f"{{env:{LASTING}}}"), "oauth": False,
             "enabled": True, "timeout": WAITS_MS}}}},

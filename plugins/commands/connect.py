@@ -41,7 +41,7 @@ from cco_sidecar import (
     write_file,
 )
 from cco_sidecar_plugins._words import meant
-from cco_sidecar_plugins.agents._hook_settings import DIALECTS, hook_settings, opencode_plugin
+from cco_sidecar_plugins.agents._hook_settings import DIALECTS, MODULAR, hook_settings, opencode_plugin
 from cco_sidecar_plugins.commands import _edits
 from cco_sidecar_plugins.commands._edits import APPENDED, Addition, NotEditable
 from cco_sidecar_plugins.commands._mcp_bridge import SESSION, command_mcp
@@ -74,6 +74,10 @@ def plain(words: list[str], **more: Any) -> dict[str, Any]:
     return {"command": words[0], "args": words[1:], **more}
 
 
+def local(words: list[str]) -> dict[str, Any]:
+    return {"type": "local", "command": words, "enabled": True, "timeout": STARTING * 1000}
+
+
 class Program(Struct, frozen=True):
     """Where a program's settings have MCP servers, as a path of keys in a file of the repository or, with ~, of the
     user; ``{root}`` in the path is the repository. Of several files the first that is there, else the last.
@@ -99,9 +103,8 @@ PROGRAMS = {
         (".gemini/settings.json",), ("mcpServers", NAME),
         lambda words: plain(words, trust=True, timeout=CALLING * 1000), "0.61.0",
         trust="gemini reads .gemini where you trust the folder"),
-    "opencode": Program(
-        ("opencode.jsonc", "opencode.json"), ("mcp", NAME),
-        lambda words: {"type": "local", "command": words, "enabled": True, "timeout": STARTING * 1000}, "1.18.33"),
+    "opencode": Program(("opencode.jsonc", "opencode.json"), ("mcp", NAME), local, "1.18.33"),
+    "kilo": Program(("kilo.jsonc", "kilo.json"), ("mcp", NAME), local, "7.7.7"),
     "qwen": Program(
         (".qwen/settings.json",), ("mcpServers", NAME),
         lambda words: plain(words, trust=True, timeout=CALLING * 1000), "0.24.4"),
@@ -114,7 +117,10 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-NEW = {"opencode.json": '{\n  "$schema": "https://opencode.ai/config.json"\n}\n'}  # opencode adds that itself
+NEW = {  # they add that themselves
+    "opencode.json": '{\n  "$schema": "https://opencode.ai/config.json"\n}\n',
+    "kilo.json": '{\n  "$schema": "https://app.kilo.ai/config.json"\n}\n',
+}
 
 
 def own_words() -> list[str]:
@@ -138,7 +144,7 @@ def wanted(program: str, settings: Settings) -> list[tuple[str, Addition]]:
     if program in DIALECTS and importlib.util.find_spec("cco_sidecar_plugins.commands.hook"):
         hooks = DIALECTS[program].settings
         found += [(hooks, addition) for addition in wanted_hooks(program, place)]
-        if program == "opencode":  # named, since opencode installs packages in a .opencode that is there
+        if program in MODULAR:  # named, since opencode installs packages in a .opencode that is there
             found.append((file, (("plugin", APPENDED), (settings.root / hooks).as_uri())))
     return found
 
@@ -147,7 +153,7 @@ def wanted_hooks(program: str, place: list[str]) -> list[Addition]:
     """What is added to the file of a program's hooks."""
     event = ["{event}"] if program == "copilot" else []  # which does not say it on standard input
     line = shlex.join([*own_words(), "hook", program, *event, *place])
-    if program == "opencode":
+    if program in MODULAR:
         return [((), opencode_plugin(line))]
     hooks = hook_settings(program, line, wait=shlex.join([*own_words(), "wait", "--rewake", *place]))
     if program == "copilot":

@@ -118,141 +118,7 @@ MAX_FIELDS = 64 * 1024  # bytes of a request's headers
 # ==== Vocabulary: the options, roles, errors and shapes that everything below speaks of ===============
 
 
-# -- options: their table, where their values come from, how each is read
-
-
-class Option(Struct, frozen=True):
-    """One setting; ``read`` makes its value from text or a TOML value and raises ValueError."""
-
-    default: Any
-    help: str
-    metavar: str = "VALUE"
-    plugin: str = ""  # the plugin that reads it; without that plugin the start is refused where it is given
-    read: Callable[[Any], Any] = str
-
-
-def option(default: Any, help: str, metavar: str = "VALUE", plugin: str = "") -> Any:
-    """A field of Settings with its Option; the field's annotation names the reader."""
-    row = Option(default, help, metavar, plugin)
-    return dataclasses.field(default_factory=lambda: default, metadata={"option": row})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Settings:
-    """Every option: flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the default here.
-    plugins/_settings.py adds those that only plugins read, and keys of settings files.
-    """
-
-    root: Annotated[Path, read_path] = option(None, "repository to serve (default: this folder's git top level)", "DIR")
-    project: Annotated[str, read_project] = option(None, "project id (default: the root folder's name as a slug)", "ID")
-    storage: Annotated[Path, read_path] = option(None, "where state is kept (default: a folder per project)", "DIR")
-    host: Annotated[str, read_host] = option("127.0.0.1", "address to listen on")
-    port: Annotated[int, read_number(0, 65535)] = option(3001, "TCP port; 0 takes a free one", "N")
-    allowed_host: Annotated[tuple[str, ...], read_list] = option((), "more Host names that are answered", "NAME")
-    cors_origin: Annotated[tuple[str, ...], read_list] = option((), "more web origins that may call", "ORIGIN")
-    jwt_secret: Annotated[str | None, read_secret] = option(None, "secret of 32 characters or more (default: made)")
-    token_ttl: Annotated[int, read_number(1, 31_536_000)] = option(3600, "life of a token", "SECONDS")
-    cache_size_mb: Annotated[int, read_number(0, 65_536)] = option(256, "memory for cached contexts", "MB")
-    agent_command: Annotated[tuple[str, ...] | None, read_command] = option(
-        None, "command that runs an agent, with {task}, {prompt} and their like", "CMD"
-    )
-    agent_timeout: Annotated[int, read_number(1, 31_536_000)] = option(3600, "time limit of an agent", "SECONDS")
-    max_agents: Annotated[int, read_number(0, 10_000)] = option(10, "agents running at once", "N")
-    stop_agents: Annotated[bool, read_bool] = option(False, "a stop by signal ends the agents too")
-    plugins: Annotated[tuple[Path, ...], read_paths] = option((), "one more folder of plugins", "DIR")
-    no_plugins: Annotated[bool, read_bool] = option(False, "the service runs no plugins")
-    log_level: Annotated[str, read_choice("debug", "info", "warning", "error")] = option("info", "what is logged")
-    places: dict[str, str] = dataclasses.field(default_factory=dict)  # by option: the flag, variable or line
-
-    def where(self, name: str) -> str:
-        """Where an option is set, for messages."""
-        return self.places.get(name, flag_of(name))
-
-    def command_of(self, agent_type: str) -> tuple[str, ...] | None:
-        return self.agent_command  # with plugins/_settings.py there are some for one type alone
-
-    def log_formatter(self) -> logging.Formatter:
-        return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-
-    @classmethod
-    def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
-        """By option (where it is set, value, folder of relative paths), from the root's settings files. Alone none is
-        read, and StartError says so where there is a cco.toml, or a pyproject.toml with our table.
-        """
-        for name, mark in {"cco.toml": "", "pyproject.toml": r"^[\[ \t]*+tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
-            file = root / name
-            if file.is_file() and re.search(mark, file.read_text("utf-8-sig", "replace"), re.MULTILINE):
-                raise StartError(f"{name}: settings files are not read; {ABSENT}")
-        return {}
-
-
-def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
-    """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
-    here = Path.cwd()
-    variables = {name: f"CCO_SIDECAR_{name.upper()}" for name in option_table()}
-    given = {name: (variable, environ[variable], here) for name, variable in variables.items() if variable in environ}
-    given |= {name: (flag_of(name), value, here) for name, value in flags.items()}
-    root = read_option("root", *given["root"]) if "root" in given else discover_root(here)
-    if not root.is_dir():
-        raise StartError(f"{given['root'][0]}: {root} is not a folder")
-    root = root.resolve()
-    sources = settings_class().read_files(root) | given
-    values = {name: read_option(name, *source) for name, source in sources.items()}
-    slug = re.sub(r"[^a-z0-9._-]+", "-", root.name.lower()).replace("..", ".").strip("-._")[:128]
-    values = {"project": slug or "project"} | values | {"root": root}
-    values["storage"] = values.get("storage") or default_storage(root, values["project"])
-    return settings_class()(**values, places={name: where for name, (where, *_) in sources.items()})
-
-
-def read_option(name: str, where: str, value: Any, folder: Path | None = None) -> Any:
-    """The value of an option that was set at ``where``; relative paths start at ``folder``. Raises StartError."""
-    folder = folder or Path.cwd()
-    try:
-        found = option_table()[name].read(value)
-    except (ValueError, RecursionError) as error:
-        text = value[0] if isinstance(value, list) and len(value) == 1 else value  # of a flag that may be repeated
-        shown = f"{text!r} " if isinstance(text, str) and name != "jwt_secret" else ""
-        raise StartError(f"{where}: {shown[:200]}{one_line(error)}") from None
-    if isinstance(found, tuple):
-        return tuple(folder / item if isinstance(item, Path) else item for item in found)
-    return folder / found if isinstance(found, Path) else found
-
-
-@functools.cache
-def option_table() -> dict[str, Option]:
-    readers = typing.get_type_hints(settings_class(), include_extras=True)
-    return {
-        field.name: msgspec.structs.replace(field.metadata["option"], read=readers[field.name].__metadata__[0])
-        for field in dataclasses.fields(settings_class())
-        if field.metadata
-    }
-
-
-def settings_class() -> type[Settings]:
-    return bundled_class(Settings, "_settings", "PluginSettings")
-
-
-def flag_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def discover_root(folder: Path) -> Path:
-    """The git top level around ``folder``, else ``folder`` itself (also where git is not installed)."""
-    found = run_git(folder, "rev-parse", "--show-toplevel")
-    top = Path(os.fsdecode(found.removesuffix(b"\n"))) if found else folder
-    # A top level without a .git is one that a repository's core.worktree names, which may be a whole home.
-    return top if not found or (top / ".git").exists() else folder
-
-
-def default_storage(root: Path, project: str) -> Path:
-    """A folder per user and project, where the platform keeps state. Raises StartError."""
-    places = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Application Support")}
-    variable, below_home = places.get(sys.platform, ("XDG_STATE_HOME", ".local/state"))
-    given = os.environ.get(variable, "")
-    base = Path(given) if os.path.isabs(given) else Path(os.path.expanduser("~"), below_home)  # as XDG has it
-    if not base.is_absolute():
-        raise StartError("your home folder, in which state is kept, is not known: set HOME, or use --storage DIR")
-    return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
+# -- options: how each is read, their table, where their values come from
 
 
 def read_paths(value: Any) -> tuple[Path, ...]:
@@ -317,6 +183,141 @@ def read_match(pattern: str, problem: str) -> Callable[[Any], str]:
 read_text = read_match(r"[^\0]+", "must be a text that is not empty and holds no NUL")
 read_secret = read_match(r"[^\0]{32,}", "must be at least 32 characters long")
 read_host = read_match(r"(?a)[\w:%-]{1,63}(\.[\w:%-]{1,63})*\.?", "must be a host name or an address")
+IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+NAME = rf"(?!.*\.\.){IDENTIFIER}"
+NAME_IN_WORDS = "must be letters, digits, '.', '_' or '-', 128 at most, with a letter or digit first and no '..'"
+read_project = read_match(NAME, NAME_IN_WORDS)
+
+
+class Option(Struct, frozen=True):
+    """One setting, called for its default; ``read`` makes a value of text or a TOML value, and raises ValueError."""
+
+    default: Any
+    read: Callable[[Any], Any]
+    help: str
+    metavar: str
+    plugin: str  # the plugin that reads it; without that plugin the start is refused where it is given
+
+    def __call__(self) -> Any:
+        return self.default
+
+
+def option(default: Any, read: Callable[[Any], Any], help: str, metavar: str = "VALUE", plugin: str = "") -> Any:
+    """A field of Settings."""
+    return msgspec.field(default_factory=Option(default, read, help, metavar, plugin))
+
+
+class Settings(Struct, frozen=True, eq=False, weakref=True):
+    """Every option: flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the default here.
+    plugins/_settings.py adds those that only plugins read, and keys of settings files.
+    """
+
+    root: Path = option(None, read_path, "repository to serve (default: this folder's git top level)", "DIR")
+    project: str = option(None, read_project, "project id (default: the root folder's name as a slug)", "ID")
+    storage: Path = option(None, read_path, "where state is kept (default: a folder per project)", "DIR")
+    host: str = option("127.0.0.1", read_host, "address to listen on")
+    port: int = option(3001, read_number(0, 65535), "TCP port; 0 takes a free one", "N")
+    allowed_host: tuple[str, ...] = option((), read_list, "more Host names that are answered", "NAME")
+    cors_origin: tuple[str, ...] = option((), read_list, "more web origins that may call", "ORIGIN")
+    jwt_secret: str | None = option(None, read_secret, "secret of 32 characters or more (default: made)")
+    token_ttl: int = option(3600, read_number(1, 31_536_000), "life of a token", "SECONDS")
+    cache_size_mb: int = option(256, read_number(0, 65_536), "memory for cached contexts", "MB")
+    agent_command: tuple[str, ...] | None = option(
+        None, read_command, "command that runs an agent, with {task}, {prompt} and their like", "CMD"
+    )
+    agent_timeout: int = option(3600, read_number(1, 31_536_000), "time limit of an agent", "SECONDS")
+    max_agents: int = option(10, read_number(0, 10_000), "agents running at once", "N")
+    stop_agents: bool = option(False, read_bool, "a stop by signal ends the agents too")
+    plugins: tuple[Path, ...] = option((), read_paths, "one more folder of plugins", "DIR")
+    no_plugins: bool = option(False, read_bool, "the service runs no plugins")
+    log_level: str = option("info", read_choice("debug", "info", "warning", "error"), "what is logged")
+    places: dict[str, str] = {}  # by option: the flag, variable or line
+
+    def where(self, name: str) -> str:
+        """Where an option is set, for messages."""
+        return self.places.get(name, flag_of(name))
+
+    def command_of(self, agent_type: str) -> tuple[str, ...] | None:
+        return self.agent_command  # with plugins/_settings.py there are some for one type alone
+
+    def log_formatter(self) -> logging.Formatter:
+        return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+
+    @classmethod
+    def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
+        """By option (where it is set, value, folder of relative paths), from the root's settings files. Alone none is
+        read, and StartError says so where there is a cco.toml, or a pyproject.toml with our table.
+        """
+        for name, mark in {"cco.toml": "", "pyproject.toml": r"^[\[ \t]*+tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
+            file = root / name
+            if file.is_file() and re.search(mark, file.read_text("utf-8-sig", "replace"), re.MULTILINE):
+                raise StartError(f"{name}: settings files are not read; {ABSENT}")
+        return {}
+
+
+def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
+    """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
+    here = Path.cwd()
+    variables = {name: f"CCO_SIDECAR_{name.upper()}" for name in option_table()}
+    given = {name: (variable, environ[variable], here) for name, variable in variables.items() if variable in environ}
+    given |= {name: (flag_of(name), value, here) for name, value in flags.items()}
+    root = read_option("root", *given["root"]) if "root" in given else discover_root(here)
+    if not root.is_dir():
+        raise StartError(f"{given['root'][0]}: {root} is not a folder")
+    root = root.resolve()
+    sources = settings_class().read_files(root) | given
+    values = {name: read_option(name, *source) for name, source in sources.items()}
+    slug = re.sub(r"[^a-z0-9._-]+", "-", root.name.lower()).replace("..", ".").strip("-._")[:128]
+    values = {"project": slug or "project"} | values | {"root": root}
+    values["storage"] = values.get("storage") or default_storage(root, values["project"])
+    return settings_class()(**values, places={name: where for name, (where, *_) in sources.items()})
+
+
+def read_option(name: str, where: str, value: Any, folder: Path | None = None) -> Any:
+    """The value of an option that was set at ``where``; relative paths start at ``folder``. Raises StartError."""
+    folder = folder or Path.cwd()
+    try:
+        found = option_table()[name].read(value)
+    except (ValueError, RecursionError) as error:
+        text = value[0] if isinstance(value, list) and len(value) == 1 else value  # of a flag that may be repeated
+        shown = f"{text!r} " if isinstance(text, str) and name != "jwt_secret" else ""
+        raise StartError(f"{where}: {shown[:200]}{one_line(error)}") from None
+    if isinstance(found, tuple):
+        return tuple(folder / item if isinstance(item, Path) else item for item in found)
+    return folder / found if isinstance(found, Path) else found
+
+
+@functools.cache
+def option_table() -> dict[str, Option]:
+    rows = {field.name: field.default_factory for field in msgspec.structs.fields(settings_class())}
+    return {name: row for name, row in rows.items() if isinstance(row, Option)}
+
+
+def settings_class() -> type[Settings]:
+    return bundled_class(Settings, "_settings", "PluginSettings")
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def discover_root(folder: Path) -> Path:
+    """The git top level around ``folder``, else ``folder`` itself (also where git is not installed)."""
+    found = run_git(folder, "rev-parse", "--show-toplevel")
+    top = Path(os.fsdecode(found.removesuffix(b"\n"))) if found else folder
+    # A top level without a .git is one that a repository's core.worktree names, which may be a whole home.
+    return top if not found or (top / ".git").exists() else folder
+
+
+def default_storage(root: Path, project: str) -> Path:
+    """A folder per user and project, where the platform keeps state. Raises StartError."""
+    places = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Application Support")}
+    variable, below_home = places.get(sys.platform, ("XDG_STATE_HOME", ".local/state"))
+    given = os.environ.get(variable, "")
+    base = Path(given) if os.path.isabs(given) else Path(os.path.expanduser("~"), below_home)  # as XDG has it
+    if not base.is_absolute():
+        raise StartError("your home folder, in which state is kept, is not known: set HOME, or use --storage DIR")
+    return base / "cco-sidecar" / f"{project}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
 # -- roles
@@ -475,13 +476,9 @@ class WaitQuery(Struct):
 
 
 # names and small types that the shapes are made of
-IDENTIFIER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
-NAME = rf"(?!.*\.\.){IDENTIFIER}"
-NAME_IN_WORDS = "must be letters, digits, '.', '_' or '-', 128 at most, with a letter or digit first and no '..'"
 EVENT_TYPE_IN_WORDS = "must be small letters, digits, '.', '_' or '-', 64 at most, with a letter first"
 is_identifier = re.compile(NAME).fullmatch
-read_project = read_match(NAME, NAME_IN_WORDS)
 Identifier = Annotated[str, Meta(pattern=rf"^{NAME}\Z")]
 EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
@@ -931,10 +928,9 @@ def instance_lock(folder: Path) -> Iterator[None]:
     """Hold a storage folder for this process, by OS locks, which die with it: of the file ``lock`` and, lest that is
     deleted, of the folder, where the system locks folders. Raises StartError where another process has it.
     """
+    places = {folder / "lock": os.O_RDWR | os.O_CREAT} | ({} if sys.platform == "win32" else {folder: os.O_RDONLY})
     with contextlib.ExitStack() as held:
-        for path, flags in {folder / "lock": os.O_RDWR | os.O_CREAT, folder: os.O_RDONLY}.items():
-            if path == folder and sys.platform == "win32":
-                continue
+        for path, flags in places.items():
             file = os.open(path, flags, 0o600)
             held.callback(os.close, file)
             try:

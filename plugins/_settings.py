@@ -15,9 +15,8 @@ import os
 import re
 import socket
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from cco_sidecar import (
     CATEGORIES,
@@ -100,121 +99,148 @@ def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
     return {name: read_command(command) for name, command in table.items()}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PluginSettings(Settings):
+class PluginSettings(Settings, frozen=True, eq=False):
     """The core's options and those of the bundled plugins; the module makes its settings of this class."""
 
-    agent_command: Annotated[tuple[str, ...] | None, read_command] = option(
-        None, "command that runs an agent, with {task}, {prompt} and their like, or a known one's name", "CMD"
-    )
-    tls_cert: Annotated[Path | None, read_path] = option(None, "certificate chain (PEM): serve HTTPS", "FILE", "tls")
-    tls_key: Annotated[Path | None, read_path] = option(None, "private key of --tls-cert (PEM)", "FILE", "tls")
-    event_retention: Annotated[int, read_number(1, 31_536_000)] = option(
-        86_400, "how long events are kept", "SECONDS", "guard"
-    )
-    event_limit: Annotated[int, read_number(1, 1_000_000_000)] = option(
-        100_000, "how many events are kept", "N", "guard"
-    )
-    log_level: Annotated[str, read_choice("debug", "info", "warning", "error")] = option(
-        "info", "debug, info, warning or error", "LEVEL"
-    )
-    log_format: Annotated[str, read_choice("text", "json")] = option("text", "text or json, on stderr", "FORMAT")
-    storage_limit_mb: Annotated[int, read_number(1, 100_000_000)] = option(
-        2000, "how large the storage may become; what is to be stored is refused then", "MB", "guard"
-    )
-    request_timeout: Annotated[int, read_number(1, 3600)] = option(
-        60, "how long a request's head, and then its body, may take", "SECONDS", "strict"
-    )
-    max_connections: Annotated[int, read_number(1, 1_000_000)] = option(
-        10_000, "connections open at once, as far as the system allows", "N", "strict"
-    )
-    no_watch: Annotated[bool, read_bool] = option(
-        False, "no file watcher; every request looks at the disk anyway", plugin="project_index"
-    )
-    no_fast: Annotated[bool, read_bool] = option(False, "HTTP/1.1 is served by Tornado's own server", plugin="fast")
-    max_unsent_mb: Annotated[int, read_number(1, 65_536)] = option(
-        256, "memory for answers that clients have not read yet, a quarter of it for one token", "MB", "unsent"
-    )
-    jwt_public_key: Annotated[Path | None, read_path] = option(
+    agent_command: tuple[str, ...] | None = option(
         None,
+        read_command,
+        "command that runs an agent, with {task}, {prompt} and their like, or a known one's name",
+        "CMD",
+    )
+    tls_cert: Path | None = option(None, read_path, "certificate chain (PEM): serve HTTPS", "FILE", "tls")
+    tls_key: Path | None = option(None, read_path, "private key of --tls-cert (PEM)", "FILE", "tls")
+    event_retention: int = option(86_400, read_number(1, 31_536_000), "how long events are kept", "SECONDS", "guard")
+    event_limit: int = option(100_000, read_number(1, 1_000_000_000), "how many events are kept", "N", "guard")
+    log_level: str = option(
+        "info", read_choice("debug", "info", "warning", "error"), "debug, info, warning or error", "LEVEL"
+    )
+    log_format: str = option("text", read_choice("text", "json"), "text or json, on stderr", "FORMAT")
+    storage_limit_mb: int = option(
+        2000,
+        read_number(1, 100_000_000),
+        "how large the storage may become; what is to be stored is refused then",
+        "MB",
+        "guard",
+    )
+    request_timeout: int = option(
+        60, read_number(1, 3600), "how long a request's head, and then its body, may take", "SECONDS", "strict"
+    )
+    max_connections: int = option(
+        10_000, read_number(1, 1_000_000), "connections open at once, as far as the system allows", "N", "strict"
+    )
+    no_watch: bool = option(
+        False, read_bool, "no file watcher; every request looks at the disk anyway", plugin="project_index"
+    )
+    no_fast: bool = option(False, read_bool, "HTTP/1.1 is served by Tornado's own server", plugin="fast")
+    max_unsent_mb: int = option(
+        256,
+        read_number(1, 65_536),
+        "memory for answers that clients have not read yet, a quarter of it for one token",
+        "MB",
+        "unsent",
+    )
+    jwt_public_key: Path | None = option(
+        None,
+        read_path,
         "public key (PEM: RSA, P-256 or Ed25519) of an issuer whose tokens are taken beside our own",
         "FILE",
         "issuers",
     )
-    agent_types: Annotated[dict[str, str], read_agent_types] = option(
-        {}, "more agent types, NAME=CATEGORY", "LIST", "specialists"
+    agent_types: dict[str, str] = option({}, read_agent_types, "more agent types, NAME=CATEGORY", "LIST", "specialists")
+    agent_context_tokens: int = option(
+        50_000, read_number(500, 2_500_000), "size of a spawned agent's context file, at 4 bytes each", "N", "brief"
     )
-    agent_context_tokens: Annotated[int, read_number(500, 2_500_000)] = option(
-        50_000, "size of a spawned agent's context file, at 4 bytes each", "N", "brief"
+    agent_commands: dict[str, tuple[str, ...]] = option(
+        {}, read_agent_commands, "commands of some agent types: a JSON object", "JSON"
     )
-    agent_commands: Annotated[dict[str, tuple[str, ...]], read_agent_commands] = option(
-        {}, "commands of some agent types: a JSON object", "JSON"
-    )
-    issue_files: Annotated[tuple[str, ...], read_list] = option(
+    issue_files: tuple[str, ...] = option(
         ("issues", "docs/issues", ".github/issues", "todo", ".beads", "issues.json", "issues.jsonl", "gh"),
+        read_list,
         "places where issues are written down: folders, exports as JSON, and gh, GitHub's program",
         "PLACE",
     )
-    agent_retention: Annotated[int, read_number(1, 31_536_000)] = option(
-        604_800, "how long an ended agent's context and output are kept", "SECONDS", "keeper"
+    agent_retention: int = option(
+        604_800,
+        read_number(1, 31_536_000),
+        "how long an ended agent's context and output are kept",
+        "SECONDS",
+        "keeper",
     )
-    agent_retention_mb: Annotated[int, read_number(1, 1_000_000)] = option(
-        500, "how much of these is kept, the latest first", "MB", "keeper"
+    agent_retention_mb: int = option(
+        500, read_number(1, 1_000_000), "how much of these is kept, the latest first", "MB", "keeper"
     )
-    agent_environment: Annotated[tuple[str, ...], read_list] = option(
-        (), "variables that agents get although they may run other code or mark a session", "NAME", "environment"
+    agent_environment: tuple[str, ...] = option(
+        (),
+        read_list,
+        "variables that agents get although they may run other code or mark a session",
+        "NAME",
+        "environment",
     )
-    agent_may: Annotated[dict[str, tuple[str, ...]], read_agent_may] = option(
+    agent_may: dict[str, tuple[str, ...]] = option(
         {},
+        read_agent_may,
         "commands that agents may run unasked, such as 'pytest, git commit'; by agent type in a settings file",
         "COMMANDS",
         "launchers",
     )
-    agent_approvals: Annotated[str, read_choice("ask", "deny")] = option(
-        "deny", "an agent's question for permission: ask a person, or deny it", "CHOICE", "hooks"
+    agent_approvals: str = option(
+        "deny",
+        read_choice("ask", "deny"),
+        "an agent's question for permission: ask a person, or deny it",
+        "CHOICE",
+        "hooks",
     )
-    no_synthesis: Annotated[bool, read_bool] = option(
-        False, "no result is stored in the name of an agent that stored none"
+    no_synthesis: bool = option(False, read_bool, "no result is stored in the name of an agent that stored none")
+    max_agents_per_issue: int = option(
+        50, read_number(1, 1_000_000), "spawns on one issue, ended ones included", "N", "limits"
     )
-    max_agents_per_issue: Annotated[int, read_number(1, 1_000_000)] = option(
-        50, "spawns on one issue, ended ones included", "N", "limits"
+    max_depth: int = option(4, read_number(1, 100), "how deep agents may spawn agents", "N", "limits")
+    budget_usd: dict[str, float] = option(
+        {},
+        read_budget,
+        "what agents may cost, such as 5/issue,20/day; when it is spent no more are started",
+        "USD",
+        "meter",
     )
-    max_depth: Annotated[int, read_number(1, 100)] = option(4, "how deep agents may spawn agents", "N", "limits")
-    budget_usd: Annotated[dict[str, float], read_budget] = option(
-        {}, "what agents may cost, such as 5/issue,20/day; when it is spent no more are started", "USD", "meter"
+    budget_tokens: dict[str, float] = option(
+        {},
+        read_budget,
+        "tokens that agents may use, such as 2000000/issue, without those read from a cache",
+        "N",
+        "meter",
     )
-    budget_tokens: Annotated[dict[str, float], read_budget] = option(
-        {}, "tokens that agents may use, such as 2000000/issue, without those read from a cache", "N", "meter"
+    backend: str | None = option(
+        None, read_text, "servers of the log that sidecars on many machines share: nats://host:4222,...", "URLS", "nats"
     )
-    backend: Annotated[str | None, read_text] = option(
-        None, "servers of the log that sidecars on many machines share: nats://host:4222,...", "URLS", "nats"
+    nats_creds: Path | None = option(None, read_path, "credentials file for --backend", "FILE", "nats")
+    nats_tls_ca: Path | None = option(
+        None, read_path, "certificates that --backend's servers are checked by", "FILE", "nats"
     )
-    nats_creds: Annotated[Path | None, read_path] = option(None, "credentials file for --backend", "FILE", "nats")
-    nats_tls_ca: Annotated[Path | None, read_path] = option(
-        None, "certificates that --backend's servers are checked by", "FILE", "nats"
+    nats_tls_cert: Path | None = option(None, read_path, "our certificate for --backend", "FILE", "nats")
+    nats_tls_key: Path | None = option(None, read_path, "private key of --nats-tls-cert", "FILE", "nats")
+    nats_domain: str | None = option(None, read_subject_token, "JetStream domain", "NAME", "nats")
+    nats_replicas: int = option(
+        0, read_number(0, 5), "servers that keep the log; 0 is three in a cluster of servers, else one", "N", "nats"
     )
-    nats_tls_cert: Annotated[Path | None, read_path] = option(None, "our certificate for --backend", "FILE", "nats")
-    nats_tls_key: Annotated[Path | None, read_path] = option(None, "private key of --nats-tls-cert", "FILE", "nats")
-    nats_domain: Annotated[str | None, read_subject_token] = option(None, "JetStream domain", "NAME", "nats")
-    nats_replicas: Annotated[int, read_number(0, 5)] = option(
-        0, "servers that keep the log; 0 is three in a cluster of servers, else one", "N", "nats"
+    nats_prefix: str = option(
+        "cco", read_subject_token, "what names of streams and subjects begin with", "NAME", "nats"
     )
-    nats_prefix: Annotated[str, read_subject_token] = option(
-        "cco", "what names of streams and subjects begin with", "NAME", "nats"
-    )
-    nats_synced: Annotated[bool, read_bool] = option(
+    nats_synced: bool = option(
         False,
+        read_bool,
         "the servers have sync_interval: always, so that what they confirm outlives a loss of power",
         plugin="nats",
     )
-    nats_timeout: Annotated[int, read_number(1, 300)] = option(
+    nats_timeout: int = option(
         10,
+        read_number(1, 300),
         "how long a write waits for the log, an election of its servers say, before it is refused",
         "SECONDS",
         "nats",
     )
-    nats_snapshot_entries: Annotated[int, read_number(1, 10_000_000)] = option(
-        10_000, "entries of the log after which a snapshot takes their place", "N", "nats"
+    nats_snapshot_entries: int = option(
+        10_000, read_number(1, 10_000_000), "entries of the log after which a snapshot takes their place", "N", "nats"
     )
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -346,7 +345,7 @@ def test_who_is_proposed(
     assert discovery.may_have_agents({"settings": given}) == bool(files)  # else nobody asks
     answer = discovery.next_agents(result, proposals, history, language, given)
     assert [item.agent_type for item in (proposals if answer is None else answer)] == wanted
-    other = dataclasses.replace(given, agent_command=("sandbox", "{prompt}"))
+    other = msgspec.structs.replace(given, agent_command=("sandbox", "{prompt}"))
     assert discovery.next_agents(result, proposals, history, language, other) is None
     monkeypatch.setenv("PATH", "")
     assert discovery.next_agents(result, proposals, history, language, given) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import Service, plugin
 
@@ -98,7 +98,8 @@ def test_an_issue_that_is_not_there_is_none_of_ours(project: Settings, files: di
 def test_no_link_leads_out_and_places_are_for_the_user_to_name(project: Settings, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     write(
-        dataclasses.replace(project, root=elsewhere), {"12.md": "Secret", "export.json": '[{"id": "e", "title": "E"}]'}
+        msgspec.structs.replace(project, root=elsewhere),
+        {"12.md": "Secret", "export.json": '[{"id": "e", "title": "E"}]'},
     )
     (project.root / "issues").symlink_to(elsewhere)
     (project.root / "docs").symlink_to(tmp_path)
@@ -107,7 +108,7 @@ def test_no_link_leads_out_and_places_are_for_the_user_to_name(project: Settings
     (project.root / "todo/12.md").symlink_to(elsewhere / "12.md")
     os.mkfifo(project.root / "todo/13.md")
     assert issue_files.resolve_issue("12", project) is None and issue_files.resolve_issue("13", project) is None
-    named = dataclasses.replace(project, issue_files=(str(elsewhere), str(elsewhere / "export.json")))
+    named = msgspec.structs.replace(project, issue_files=(str(elsewhere), str(elsewhere / "export.json")))
     assert issue_files.resolve_issue("12", named) == {"title": "12", "body": "Secret"}
     assert issue_files.resolve_issue("e", named) == {"title": "E", "body": ""}
 
@@ -166,7 +167,7 @@ def test_gh_tells_of_numbers_once_in_some_minutes(
     ]
     write(project, {"issues/1.md": "Written down"})
     assert issue_files.resolve_issue("1", project)["body"] == "Written down"
-    without = dataclasses.replace(project, issue_files=("./gh",))
+    without = msgspec.structs.replace(project, issue_files=("./gh",))
     assert issue_files.resolve_issue("5", without) is None
 
 
@@ -272,7 +273,7 @@ def test_nobody_is_asked_while_no_place_is_there_and_an_issue_that_comes_is_told
 @pytest.mark.parametrize("who", ["gh", "another plugin", "a place elsewhere", "a place above"])
 def test_who_can_know_an_issue_without_a_place_in_the_project_is_always_asked(project: Settings, who: str) -> None:
     elsewhere = {"a place elsewhere": "~/issues", "a place above": "../issues"}
-    settings = dataclasses.replace(project, issue_files=(elsewhere.get(who, "issues"), "gh"))
+    settings = msgspec.structs.replace(project, issue_files=(elsewhere.get(who, "issues"), "gh"))
     plugins = [lambda issue_id: {"title": "Cookies"}] if who == "another plugin" else []
     contexts = asking_contexts(settings, lambda hook, issue_id, settings: {"title": f"of {issue_id}"}, *plugins)
 

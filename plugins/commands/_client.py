@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import http.client
 import json
 import logging
@@ -126,7 +125,7 @@ class Client:
             return token
         if self._settings:
             self._minted = True
-            known = dataclasses.replace(self._settings, no_plugins=True)  # the type is no plugin's, which take time
+            known = msgspec.structs.replace(self._settings, no_plugins=True)  # the type is no plugin's, which take time
             return mint_token(with_secret(known), "chief-architect", "cli")  # one subject: repeats of a key are known
         return ""
 

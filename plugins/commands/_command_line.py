@@ -10,7 +10,6 @@ import argparse
 import collections
 import contextlib
 import copy
-import dataclasses
 import functools
 import io
 import itertools
@@ -22,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jwt
+import msgspec
 
 import cco_sidecar
 from cco_sidecar import (
@@ -140,7 +140,7 @@ def with_running_type(settings: Settings, options: argparse.Namespace) -> Settin
     told = running_types(options) or {"agent_types": []}
     found = {row["agent_type"]: row["category"] for row in told["agent_types"] if row["agent_type"] == options.type}
     known = typing.cast(PluginSettings, settings)
-    return dataclasses.replace(known, agent_types=known.agent_types | found) if found else settings
+    return msgspec.structs.replace(known, agent_types=known.agent_types | found) if found else settings
 
 
 def add_token_options(parser: CommandParser) -> None:

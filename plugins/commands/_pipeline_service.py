@@ -17,9 +17,10 @@ import sys
 import threading
 import time
 import urllib.parse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 import cco_sidecar
 from cco_sidecar import (
@@ -326,7 +327,7 @@ def pairs(table: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
     """The settings as JSON has them, without the secret."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
+    found: dict[str, Any] = json.loads(json.dumps(msgspec.structs.asdict(settings), default=str))
     del found["jwt_secret"]
     return found
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from cco_sidecar import Settings, SidecarInfo, default_storage, own_command, run_git
@@ -23,7 +23,7 @@ def running_settings(settings: Settings) -> Settings:
         folders += sorted(settings.storage.parent.glob(f"*-{settings.storage.name.rpartition('-')[2]}"))
     for folder in folders:
         if info := read_sidecar_json(folder):
-            return dataclasses.replace(settings, project=info.project_id, storage=folder)
+            return msgspec.structs.replace(settings, project=info.project_id, storage=folder)
     return settings
 
 
@@ -41,7 +41,7 @@ def running_nearby(settings: Settings) -> str:
     listed = (run_git(settings.root, "worktree", "list", "--porcelain", "-z") or b"").split(b"\0")
     trees = [Path(os.fsdecode(line.removeprefix(b"worktree "))) for line in listed if line.startswith(b"worktree ")]
     for root in (*trees, *settings.root.parents):
-        other = dataclasses.replace(
+        other = msgspec.structs.replace(
             settings, root=root, storage=default_storage(root, settings.project), places={"root": "--root"}
         )
         info = read_sidecar_json(running_settings(other).storage) if root != settings.root else None
@@ -56,7 +56,7 @@ def running_below(settings: Settings) -> str:
     for file in sorted(settings.storage.parent.glob(f"*/{SidecarInfo.FILE}")):
         info = read_sidecar_json(file.parent)
         if info and settings.root in Path(info.root).parents and psutil.pid_exists(info.pid):
-            other = dataclasses.replace(settings, root=Path(info.root), places={"root": "--root"})
+            other = msgspec.structs.replace(settings, root=Path(info.root), places={"root": "--root"})
             return f"one runs for {info.root}, a folder in it: `{own_command(other)}` before a command uses that"
     return ""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import threading
 import time
 from typing import Any
 
+import msgspec
 import psutil
 
 from cco_sidecar import GOOD, READ, REFUSED, StartError, hookimpl, mint_token
@@ -50,7 +50,7 @@ class SessionClient(Client):
         own = self._environ.get("CCO_TOKEN_FILE") or self._environ.get("JWT_TOKEN")
         if own or not self._settings:
             return super()._find_token()
-        known = dataclasses.replace(self._settings, no_plugins=True)
+        known = msgspec.structs.replace(self._settings, no_plugins=True)
         return mint_token(with_secret(known), "chief-architect", self._subject, permissions=[READ], bound=True)
 
 

@@ -35,8 +35,13 @@ Threads: everything lives on the event loop, where a method without ``await`` is
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
+    __name__ == "__main__" or sys.argv[0].endswith(("cco", "cco.exe"))
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends a start without a traceback; WholeProgram has it interrupt
 if collecting := gc.isenabled():
     gc.disable()  # while modules are imported, which stay: collections took 4 % of the start
 if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any interpreter
@@ -67,7 +72,6 @@ import re
 import secrets
 import shlex
 import shutil
-import signal
 import socket
 import sqlite3
 import stat

@@ -65,8 +65,25 @@ class WholeProgram(Program):
                 close = nearest(option, option_table())
                 meant = f", did you mean CCO_SIDECAR_{close.upper()}?" if close else ""
                 complain(f"{name}: unknown variable{meant}")
+        if options.run is not _command_line.serve:  # which takes signals by its event loop
+            options.run = interruptible()(options.run)
         options.run = writing()(options.run)
         return options
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """While a command runs that ends what it started: SIGINT and SIGTERM are a KeyboardInterrupt. Before and after that
+    they end the program at once, so that no module that is imported then has a traceback.
+    """
+    taken = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -1023,6 +1024,41 @@ def test_a_demonstration_whose_service_had_to_be_killed_says_so(
         monkeypatch.setattr(demo, "_service", service)
         demo.end()
     assert "was killed" in capsys.readouterr().err and service.returncode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal comes from another process there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+@pytest.mark.parametrize("words", ["wait --session-pid PID", "agent logs --follow", "demo"])
+def test_a_command_that_is_interrupted_says_nothing_and_leaves_nothing(
+    here: Here, tmp_path: Path, words: str, number: signal.Signals
+) -> None:
+    client = here.client()
+    if words.startswith("agent"):
+        environment = {"TEST_GATE": str(tmp_path / "gate")}
+        body = {"agent_type": "test-engineer", "issue_id": "cut", "task": "slow 0", "environment": environment}
+        words += " " + client.post("/api/agents/spawn", body).json()["agent_id"]
+
+    def waits() -> bool:
+        return client.get("/status").json()["events"]["active_subscriptions"] > 0
+
+    until(lambda: not waits())
+    before = {process.pid for process in marked_processes()}
+    process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", str(MODULE), *words.replace("PID", str(os.getpid())).split()],  # with an option it is no fork
+        cwd=here.root, env=here.environment(TMPDIR=str(tmp_path)),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout
+        until(waits) if words.startswith("wait") else process.stdout.readline()
+        process.send_signal(number)
+        assert (process.communicate(timeout=15)[1], process.returncode) == (b"", 130)
+        assert not list(tmp_path.glob("cco-demo-*"))
+        until(lambda: {process.pid for process in marked_processes()} <= before)
+    finally:
+        process.kill()
+        process.communicate()
+        (tmp_path / "gate").touch()
 
 
 def test_output_that_nobody_reads_any_more_is_no_error(here: Here) -> None:

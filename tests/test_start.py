@@ -17,6 +17,7 @@ import socket
 import stat
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -1161,6 +1162,45 @@ def test_a_second_signal_ends_a_stop_that_hangs(tmp_path: Path, make_service: Ca
     until(lambda: "lingering" in service.log)
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(3) == 128 + signal.SIGTERM
+
+
+HANGS = "import os, time\nopen(os.environ['REACHED'], 'x').close()\ntime.sleep(60)\n"
+MOMENTS = {
+    "a package is imported": ("jwt.py", HANGS),
+    "a plugin is imported": ("plugins/slow.py", HANGS),
+    "a plugin is asked": (
+        "plugins/slow.py",
+        f"from cco_sidecar import hookimpl\n@hookimpl\ndef part_class():\n{textwrap.indent(HANGS, '    ')}",
+    ),
+}  # what a start is at, and the file in which it hangs then
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal comes from another process there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+@pytest.mark.parametrize("program", ["cco_sidecar.py", "cco"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_start_that_is_interrupted_says_nothing_and_leaves_nothing(
+    repository: Path, tmp_path: Path, moment: str, program: str, number: signal.Signals
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / MOMENTS[moment][0]).write_text(MOMENTS[moment][1])
+    installed = tmp_path / "cco"  # as pip writes it
+    installed.write_text("import sys\nfrom cco_sidecar import main\nsys.exit(main())\n")
+    words = ["--storage", str(tmp_path / "storage"), "--port", "0", "--plugins", str(tmp_path / "plugins")]
+    places = os.pathsep.join([str(tmp_path), str(MODULE.parent)])
+    process = subprocess.Popen(
+        [sys.executable, str(installed if program == "cco" else MODULE), *words], cwd=repository,
+        env=clean_environment(PYTHONPATH=places, REACHED=str(tmp_path / "reached")),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        until(lambda: (tmp_path / "reached").exists() or process.poll() is not None, 60)
+        process.send_signal(number)
+        assert (process.communicate(timeout=15)[0], process.returncode) == (b"", -number)
+        assert not (tmp_path / "storage").exists()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_after_kill_9_the_next_start_takes_over_with_everything_that_was_promised(

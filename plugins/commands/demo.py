@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Demo:
     def __init__(self, root: Path, folder: Path) -> None:
         self._root, self._folder = root, folder
         self._began = time.monotonic()
+        self._starting: Future[subprocess.Popen[bytes]] | None = None
         self._service: subprocess.Popen[bytes] | None = None
         self._arguments = [
             "--root",
@@ -63,6 +65,7 @@ class Demo:
             "0",
             "--project",
             "demo",
+            "--stop-agents",
         ]
 
     def run(self) -> int:
@@ -102,10 +105,15 @@ class Demo:
         program = [sys.executable, str(Path(cco_sidecar.__file__).resolve())]
         agent = json.dumps([*program, "demo-agent"])
         command = [*program, "serve", *self._arguments, "--agent-command", agent, "--log-level", "error"]
-        # A file rather than a pipe: the service must not depend on whether somebody reads what it says.
-        with (self._folder / "service.log").open("ab") as output:
-            environ = {name: value for name, value in os.environ.items() if not name.startswith("CCO_")}
-            self._service = subprocess.Popen(command, stdout=output, stderr=output, env=environ)
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("CCO_")}
+
+        def begin() -> subprocess.Popen[bytes]:
+            # A file rather than a pipe: the service must not depend on whether somebody reads what it says.
+            with (self._folder / "service.log").open("ab") as output:
+                return subprocess.Popen(command, stdout=output, stderr=output, env=environ)
+
+        self._starting = in_thread("service", begin)
+        self._service = self._starting.result()
         deadline = time.monotonic() + 15
         while (info := read_sidecar_json(self._folder / "storage")) is None or info.pid != self._service.pid:
             if self._service.poll() is not None or time.monotonic() > deadline:
@@ -142,6 +150,8 @@ class Demo:
 
     def end(self) -> None:
         """End the service. That it had to be killed is told."""
+        if self._starting:
+            self._service = self._starting.result()  # which an interrupted start has not waited for
         if self._service and self._service.poll() is None:
             self._service.terminate()
             try:

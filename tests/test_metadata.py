@@ -526,6 +526,53 @@ MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
          "apps/web/mix.exs": 'defp deps do\n  [{:b, "2"}, {:c, [path: "../c"]}]\nend\n', "web/mix.exs": 'defp deps, do: [{:no, "1"}]\n'},
         {"a": "1", "b": "2", "c": ""},
     ),
+    "Gradle's projects and its version catalog": (
+        {"settings.gradle.kts": 'rootProject.name = "top"\n// include(":no")\n/* include(":no") */\nincludeBuild("no")\ninclude(":app",\n    ":libs:core")\ninclude(":moved")\n'
+         'project(":moved").projectDir = file("else/where")\n',
+         "gradle/libs.versions.toml": '[versions]\nokhttp = "4.12"\nrich = {strictly = "[1,2)", prefer = "1.5"}\n[libraries]\nokhttp = {module = "com.squareup:okhttp", version.ref = "okhttp"}\n'
+         'junit-api = "org.junit:api:5.10"\nrich_one = {group = "a", name = "rich", version.ref = "rich"}\nunused = "no:no:1"\nodd = 5\n[bundles]\ntesting = ["junit-api", "odd"]\n',
+         "app/build.gradle.kts": 'exclude("**/*.kt")\ndependencies {\n  implementation(project(":libs:core"))\n  implementation(libs.okhttp)\n  testImplementation(libs.bundles.testing)\n}\n',
+         "libs/core/build.gradle": "dependencies {\n  api libs.rich.one\n  api libs.nobody.knows\n  implementation 'x:y:2'\n}\n",
+         "else/where/build.gradle": "dependencies { \n runtimeOnly platform(libs.junit.api.get())\n kapt 'k:apt:1' }", "no/build.gradle": "dependencies {\n api 'no:no:1'\n}"},
+        {"com.squareup:okhttp": "4.12", "org.junit:api": "5.10", "a:rich": "[1,2)", "x:y": "2", "k:apt": "1"},
+    ),
+    "Groovy's settings of Gradle": (
+        {"settings.gradle": "include ':a', \"b\"\ninclude 'c'\nproject(':c').projectDir = new File(settingsDir, '../outside')\n",
+         "build.gradle": "allprojects { }\n", "a/build.gradle": "dependencies {\n  api 'g:a:1'\n}", "b/build.gradle": "dependencies {\n  api 'g:b:$v'\n}"},
+        {"g:a": "1", "g:b": ""},
+    ),
+    "Go's workspace": (
+        {"go.work": "go 1.22\n\nuse (\n\t./api // why\n\t\"./tools/gen\"\n)\nuse .\nuse ../outside\n",
+         "go.mod": "module example.com/top\n\nrequire (\n\texample.com/api v0.0.0\n\ta.com/b v1.0.0\n)\n",
+         "api/go.mod": "module example.com/api\nrequire c.com/d v1.2.0\n", "tools/gen/go.mod": 'module "example.com/gen"\nrequire e.com/f v1.3.0 // indirect\nrequire g.com/h v2.0.0\n',
+         "else/go.mod": "module no\nrequire no.com/no v1.0.0\n"},
+        {"a.com/b": "v1.0.0", "c.com/d": "v1.2.0", "g.com/h": "v2.0.0"},
+    ),
+    "Go's workspace without a module in its root": (
+        {"go.work": "use ./api\n", "api/go.mod": "module example.com/api\nrequire c.com/d v1.2.0\n"}, {"c.com/d": "v1.2.0"},
+    ),
+    "pub's workspace": (
+        {"pubspec.yaml": "name: top\nenvironment:\n  sdk: ^3.6.0\nworkspace:\n  - packages/core\n  - packages/ui # why\ndev_dependencies:\n  lints: any\n",
+         "packages/core/pubspec.yaml": "name: core\ndependencies:\n  # the web\n  http: ^1.2.0 # why\n  path: '>=1.8.0 <2.0.0'\n  own:\n    hosted: https://host.example\n    version: ^2.0.0\n",
+         "packages/ui/pubspec.yaml": "name: ui\ndependencies:\n  core: any\n  flutter:\n    sdk: flutter\n  side: {path: ../side}\n", "packages/no/pubspec.yaml": "dependencies:\n  no: 1.0.0\n"},
+        {"lints": "any", "http": "^1.2.0", "path": ">=1.8.0 <2.0.0", "own": "^2.0.0", "flutter": "", "side": ""},
+    ),
+    "melos' packages": (
+        {"pubspec.yaml": "name: top\ndependencies:\n  melos: ^6.0.0\n", "melos.yaml": "name: top\npackages:\n  - 'packages/**'\n",
+         "packages/a/b/pubspec.yaml": "name: b\ndependencies:\n  http: ^1.2.0\n"},
+        {"melos": "^6.0.0", "http": "^1.2.0"},
+    ),
+    "sbt": (
+        {"build.sbt": 'libraryDependencies += "org.typelevel" %% "cats-core" % "2.10.0"\nlibraryDependencies ++= Seq(\n  "org.scalatest" %%% "scalatest" % "3.2" % Test, // "no" % "no" % "1"\n'
+         '  "a.b" % "c" % version\n)\n/* "no" % "no" % "2" */\n', "project/Dependencies.scala": 'val x = "d.e" %% "f" % "4"\n', "project/plugins.sbt": 'addSbtPlugin("no" % "no" % "1")\n'},
+        {"org.typelevel:cats-core": "2.10.0", "org.scalatest:scalatest": "3.2", "a.b:c": "", "d.e:f": "4"},
+    ),
+    "Swift's packages": (
+        {"Package.swift": 'let package = Package(dependencies: [\n  .package(url: "https://user:word@host.example/vapor/vapor.git", from: "4.0.0"),\n  .package(\n    name: "X",\n'
+         '    url: "git@host.example:o/swift-nio",\n    .upToNextMinor(from: "2.0.0")),\n  .package(url: "https://h/a/range", "1.0.0"..<"2.0.0"),\n  .package(url: "https://h/a/b", branch: "main"),\n'
+         '  .package(url: "https://h/a/old", .exact("1.2.3")),\n  .package(path: "../local"),\n  // .package(url: "https://h/a/no", from: "1.0.0"),\n])\n'},
+        {"vapor": "from: 4.0.0", "swift-nio": "from: 2.0.0", "range": "1.0.0..<2.0.0", "b": "branch: main", "old": "exact: 1.2.3"},
+    ),
 }  # fmt: skip
 
 
@@ -786,6 +833,11 @@ SLOW: Contents = {
     "Gemfile": "=begin\n" * (N // 4) + "\n" * N,
     "pom.xml": "<project><properties><a>" + "${a}" * (N // 2) + "</a></properties><dependencies>"
     + POM.format("${a}${a}${a}", "a", "") * 1000 + "</dependencies></project>",
+    "settings.gradle": "include " + "':a', " * (N // 6) + "\ninclude" + " (" * N + "project('a').projectDir = " + " new" * (N // 4),
+    "go.work": "use (\n" + "./a\n" * (N // 4) + "(" * N,
+    "pubspec.yaml": "dependencies:\n" + " " * N + "\n" + "  a: # \n" * (N // 8) + "workspace:\n" + "- **\n" * 100_000,
+    "build.sbt": '"a" %' + " " * N + '"' * N + "/*" * N,
+    "Package.swift": ".package(" + " " * N + ".package(url: \"" * (N // 15) + "/*" * N,
     "mix.exs": "defp deps\n" * 50_000 + "{:a," + " " * N + "{:a" * N,
     "App.csproj": "<Project><ItemGroup>" + '<PackageReference Include="' + ";" * N + '"/></ItemGroup></Project>',
     "pnpm-workspace.yaml": "packages:\n" + "- " + "*a" * 50_000 + "\n" + "- **\n" * 100_000,

@@ -1,5 +1,6 @@
 """Dependencies of the modules that a project has below its root, for the plugins of cco_sidecar: Maven's modules, the
-projects of a .NET solution, and which manifests the members of a workspace have.
+projects of a .NET solution, and which manifests the members of a workspace have. Those of Gradle, Go and Dart are in
+_manifests.py.
 """
 
 from __future__ import annotations
@@ -36,14 +37,21 @@ def package_members(file: File, data: dict[str, Any]) -> list[str]:
     """The package.json of each workspace that npm, Yarn, Bun or pnpm know of."""
     workspaces = data.get("workspaces")
     patterns = workspaces.get("packages") if isinstance(workspaces, dict) else workspaces
-    return members(file, patterns or file.files.parsed("pnpm-workspace.yaml", pnpm_patterns))
+    return members(
+        file, patterns or file.files.parsed("pnpm-workspace.yaml", lambda pnpm: yaml_list(pnpm.text(), "packages"))
+    )
 
 
-def pnpm_patterns(file: File) -> list[str]:
-    """The list ``packages`` of a pnpm-workspace.yaml, one a line."""
-    after = re.split(r"(?m)^packages:[ \t]*(?:#.*)?\r?$", file.text(), maxsplit=1)[1:]
-    lines = re.split(r"(?m)^\w", after[0], maxsplit=1)[0].splitlines() if after else []
-    return [line.strip()[1:].partition(" #")[0].strip(" \t\"'") for line in lines if line.strip().startswith("-")]
+def yaml_list(text: str, key: str) -> list[str]:
+    """The list ``key`` at the top of a YAML text, one item a line."""
+    lines = (line.strip() for line in yaml_block(text, key))
+    return [line[1:].partition(" #")[0].strip(" \t\"'") for line in lines if line.startswith("-")]
+
+
+def yaml_block(text: str, key: str) -> list[str]:
+    """The lines below ``key`` at the top of a YAML text."""
+    after = re.split(rf"(?m)^{key}:[ \t]*(?:#.*)?\r?$", text, maxsplit=1)[1:]
+    return re.split(r"(?m)^\w", after[0], maxsplit=1)[0].splitlines() if after else []
 
 
 def umbrella_members(file: File) -> list[str]:

@@ -1,9 +1,10 @@
 """Dependencies and versions out of the project's manifests, for the section ``metadata`` of contexts.
 
 Read are pyproject.toml, setup.cfg, setup.py (never run), requirements.txt, package.json, Cargo.toml, go.mod, pom.xml,
-build.gradle, Gemfile, composer.json and mix.exs, each in the root, what requirements.txt and setup.cfg include from
-inside it, and the modules that package.json, Cargo.toml, pom.xml, mix.exs or a .NET solution have there. What cannot be
-read tells nothing, and costs one line in the log.
+build.gradle, Gemfile, composer.json, mix.exs, pubspec.yaml, build.sbt and Package.swift, each in the root, what
+requirements.txt and setup.cfg include from inside it, and the modules that package.json, Cargo.toml, go.work, pom.xml,
+settings.gradle, mix.exs, pubspec.yaml or a .NET solution have there. What cannot be read tells nothing, and costs one
+line in the log.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ from typing import Any
 
 from cco_sidecar import MB, ContextRequest, ProjectState, Sections, hookimpl
 from cco_sidecar_plugins._patterns import late_pattern
+from cco_sidecar_plugins.context._manifests import (
+    go_dependencies,
+    gradle_dependencies,
+    gradle_modules,
+    pubspec_dependencies,
+    sbt_dependencies,
+    swift_dependencies,
+)
 from cco_sidecar_plugins.context._modules import (
     Versions,
     dotnet_dependencies,
@@ -68,13 +77,19 @@ def read_dependencies(files: ProjectFiles) -> Versions:
         ("requirements.txt", requirements_file),
         ("package.json", package_json_dependencies),
         ("Cargo.toml", cargo_dependencies),
-        ("go.mod", go_mod_dependencies),
+        ("go.mod", go_dependencies),
+        ("go.work", go_dependencies),
         ("pom.xml", maven_dependencies),
         ("build.gradle", gradle_dependencies),
         ("build.gradle.kts", gradle_dependencies),
+        ("settings.gradle", gradle_modules),
+        ("settings.gradle.kts", gradle_modules),
         ("Gemfile", gemfile_dependencies),
         ("composer.json", composer_dependencies),
         ("mix.exs", mix_dependencies),
+        ("pubspec.yaml", pubspec_dependencies),
+        ("build.sbt", sbt_dependencies),
+        ("Package.swift", swift_dependencies),
     )
     found = merged(files.parsed(name, parse) or {} for name, parse in parsers)
     dotnet = dotnet_dependencies(files) if not found or has_solution(files) else {}
@@ -444,41 +459,6 @@ def crates(table: dict[str, Any], shared: dict[str, Any]) -> Versions:
             value = shared.get(name)
         package = value.get("package") if isinstance(value, dict) else None
         found[package if isinstance(package, str) else name] = bounds(value)
-    return found
-
-
-def go_mod_dependencies(file: File) -> Versions:
-    """What the module itself requires, without what is marked as indirect."""
-    found, block = {}, ""
-    for line in file.text().splitlines():
-        code, _, comment = line.partition("//")
-        words = code.replace("(", " ( ").split()
-        if words[1:] == ["("]:
-            block = words[0]
-        elif words[:1] == [")"]:
-            block = ""
-        else:
-            words = [block, *words] if block else words
-            if words[:1] == ["require"] and len(words) == 3 and not re.match(r"\s*indirect\s*(;|$)", comment):
-                found[words[1].strip('"`')] = words[2]
-    return found
-
-
-GRADLE = late_pattern(
-    r"""(?m)^[ \t]*\w*(?:[iI]mplementation|[aA]pi|[cC]ompileOnly|[rR]untimeOnly|[aA]nnotationProcessor|kapt|ksp)\b"""
-    r"""[\s(]*(?:(?:enforcedP|p)latform\s*\(\s*)?"""
-    r"""(?:["']([\w.-]+:[\w.-]+)(?::([^"'@:]*))?|group\s*[:=]\s*["']([\w.-]+)["']\s*,\s*name\s*[:=]\s*["']([\w.-]+)["']"""
-    r"""(?:\s*,\s*version\s*[:=]\s*["']([^"']*))?)"""
-)
-
-
-def gradle_dependencies(file: File) -> Versions:
-    """Those that are written as ``"group:name:version"`` or ``group: …, name: …``; "" for a version in a variable."""
-    text = re.sub(r"(?s)/\*.*?(?:\*/|\Z)", "", file.text())
-    found: Versions = {}
-    for together, version, group, name, other in GRADLE.findall(text):
-        version = version or other
-        found.setdefault(together or f"{group}:{name}", "" if "$" in version else version)
     return found
 
 

@@ -1,0 +1,209 @@
+"""Dependencies out of the manifests of Gradle, Go, Dart, Scala and Swift, and of the modules that they name, for the
+plugin metadata of cco_sidecar. No manifest is run.
+"""
+
+from __future__ import annotations
+
+import functools
+import posixpath
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from cco_sidecar_plugins._patterns import late_pattern
+from cco_sidecar_plugins.context._modules import MOST_MODULES, Versions, members, merged, yaml_block, yaml_list
+from cco_sidecar_plugins.context._parsing import File
+
+# -- Gradle
+
+CONFIGURATION = (
+    r"(?m)^[ \t]*\w*(?:[iI]mplementation|[aA]pi|[cC]ompileOnly|[rR]untimeOnly|[aA]nnotationProcessor|kapt|ksp)\b"
+    r"[\s(]*(?:(?:enforcedP|p)latform\s*\(\s*)?"
+)
+GRADLE = late_pattern(
+    CONFIGURATION + r"""(?:["']([\w.-]+:[\w.-]+)(?::([^"'@:]*))?"""
+    r"""|group\s*[:=]\s*["']([\w.-]+)["']\s*,\s*name\s*[:=]\s*["']([\w.-]+)["']"""
+    r"""(?:\s*,\s*version\s*[:=]\s*["']([^"']*))?)"""
+)
+OF_CATALOG = late_pattern(CONFIGURATION + r"libs\.(\w[\w.]*)")
+INCLUDE = late_pattern(r"""(?m)^[ \t]*include\b[\s(]*+((?:["'][^"'\n]{1,200}["']\s*+,?\s*+)++)""")
+MOVED = late_pattern(
+    r"""(?m)^[ \t]*project\(\s*["']([^"'\n]{1,200})["']\s*\)\.projectDir\s*=\s*(?:new\s+)?[fF]ile\(\s*(?:\w+\s*,\s*)?"""
+    r"""["']([^"'\n]{1,200})["']"""
+)
+Catalog = dict[str, Versions]  # by the names that build files have for a library, or for a bundle of them
+
+
+def gradle_dependencies(file: File) -> Versions:
+    return gradle_file(file, catalog_of(file))
+
+
+def gradle_modules(file: File) -> Versions:
+    """Those of the projects that a settings.gradle or settings.gradle.kts includes."""
+    text, catalog = without_comments(file.text()), catalog_of(file)
+    names = (name for names in INCLUDE.findall(text) for name in re.findall(r"""["']([^"'\n]+)""", names)[::2])
+    moved = {name.strip(":"): place for name, place in MOVED.findall(text)}
+    included = dict.fromkeys(name.strip(":") for name in names)
+    folders = [moved.get(name, name.replace(":", "/")) for name in included][:MOST_MODULES]
+    places = [posixpath.normpath(f"{folder}/build.gradle{end}") for folder in folders for end in ("", ".kts")]
+    read = functools.partial(gradle_file, catalog=catalog)
+    return merged(file.files.parsed(place, read) or {} for place in places)
+
+
+def gradle_file(file: File, catalog: Catalog) -> Versions:
+    """Those that are written as ``"group:name:version"``, ``group: …, name: …`` or by their names in the ``catalog``;
+    "" for a version in a variable.
+    """
+    text = without_comments(file.text())
+    found: Versions = {}
+    for together, version, group, name, other in GRADLE.findall(text):
+        version = version or other
+        found.setdefault(together or f"{group}:{name}", "" if "$" in version else version)
+    named = (catalog.get(name.removesuffix(".get"), {}) for name in OF_CATALOG.findall(text))
+    return merged((found, *named))
+
+
+def catalog_of(file: File) -> Catalog:
+    return file.files.parsed("gradle/libs.versions.toml", catalog_file) or {}
+
+
+def catalog_file(file: File) -> Catalog:
+    data = file.toml()
+    versions, libraries = file.table(data, "versions"), file.table(data, "libraries")
+    catalog = {in_build_files(alias): library(value, versions) for alias, value in libraries.items()}
+    for alias, aliases in file.table(data, "bundles").items():
+        held = [catalog.get(in_build_files(str(each)), {}) for each in aliases if isinstance(aliases, list)]
+        catalog[f"bundles.{in_build_files(alias)}"] = merged(held)
+    return catalog
+
+
+def in_build_files(alias: str) -> str:
+    return re.sub("[-_]", ".", alias)
+
+
+def library(value: Any, versions: dict[str, Any]) -> Versions:
+    if isinstance(value, str):
+        parts = [*value.split(":"), "", ""]
+        return {f"{parts[0]}:{parts[1]}": parts[2]} if parts[1] else {}
+    given = value if isinstance(value, dict) else {}
+    version: Any = given.get("version")
+    if isinstance(version, dict) and "ref" in version:
+        version = versions.get(str(version["ref"]))
+    if isinstance(version, dict):  # a rich one
+        version = next((version[name] for name in ("strictly", "require", "prefer") if name in version), "")
+    name = given.get("module") or f"{given.get('group', '')}:{given.get('name', '')}"
+    return {name: version if isinstance(version, str) else ""} if re.fullmatch(r"[\w.-]+:[\w.-]+", str(name)) else {}
+
+
+def without_comments(text: str) -> str:
+    """Without those between ``/*`` and ``*/``; after a sign, as in ``**/*.kt``, it begins none."""
+    return re.sub(r"(?s)(?<!\S)/\*.*?(?:\*/|\Z)", "", text)
+
+
+# -- Go
+
+
+def go_dependencies(file: File) -> Versions:
+    """What the module in the root and those of a workspace require, and none of these modules."""
+    folders = ["", *(file.files.parsed("go.work", go_folders) or [])][:MOST_MODULES]
+    places = dict.fromkeys(posixpath.normpath(posixpath.join(folder, "go.mod")) for folder in folders)
+    read = [found for place in places if (found := file.files.parsed(place, go_mod))]
+    own = {module for module, _ in read}
+    return {name: version for name, version in merged(each for _, each in read).items() if name not in own}
+
+
+def go_folders(file: File) -> list[str]:
+    return [unquoted(words[1]) for words, _ in go_lines(file.text()) if words[:1] == ["use"] and len(words) == 2]
+
+
+def go_mod(file: File) -> tuple[str, Versions]:
+    """(the module's name, what it requires itself, without what is marked as indirect)."""
+    module, found = "", Versions()
+    for words, comment in go_lines(file.text()):
+        if words[:1] == ["module"] and len(words) == 2:
+            module = unquoted(words[1])
+        if words[:1] == ["require"] and len(words) == 3 and not re.match(r"\s*indirect\s*(;|$)", comment):
+            found[unquoted(words[1])] = words[2]
+    return module, found
+
+
+def go_lines(text: str) -> Iterator[tuple[list[str], str]]:
+    """The words of each line, those of a block with the word before it, and the comment."""
+    block = ""
+    for line in text.splitlines():
+        code, _, comment = line.partition("//")
+        words = code.replace("(", " ( ").split()
+        if words[1:] == ["("]:
+            block = words[0]
+        elif words[:1] == [")"]:
+            block = ""
+        elif words:
+            yield [block, *words] if block else words, comment
+
+
+def unquoted(text: str) -> str:
+    return text.strip("\"'`")
+
+
+# -- Dart
+
+
+def pubspec_dependencies(file: File) -> Versions:
+    """The project's own, then those of its workspace's packages, or of melos', which are none themselves."""
+    found, names = list[Versions](), set[str]()
+
+    def read(package: File) -> None:
+        text = package.text()
+        names.update(re.findall(r"(?m)^name:[ \t]*(\w+)", text))
+        found.extend(pubspec_block(yaml_block(text, f"{kind}dependencies")) for kind in ("", "dev_"))
+
+    read(file)
+    melos = file.files.parsed("melos.yaml", lambda melos: yaml_list(melos.text(), "packages"))
+    for member in members(file, yaml_list(file.text(), "workspace") or melos):
+        file.files.parsed(member, read)
+    return {name: version for name, version in merged(found).items() if name not in names}
+
+
+def pubspec_block(lines: list[str]) -> Versions:
+    """The packages, with a version that stands beside or below one."""
+    found, depth, last = Versions(), "", ""
+    for indent, name, value in re.findall(r"(?m)^([ \t]+)(\w+):[ \t]*(.*)$", "\n".join(lines)):
+        depth = depth or indent
+        version = unquoted(re.split(r"(?:^|\s)#", value, maxsplit=1)[0].strip())
+        if indent == depth:
+            last = name
+            found[name] = "" if version.startswith("{") else version
+        elif name == "version" and last:
+            found[last] = version
+    return found
+
+
+# -- Scala and Swift
+
+SBT = late_pattern(r'"([\w.-]{1,100})"\s{0,99}%{1,3}\s{0,99}"([\w.-]{1,100})"\s{0,99}%\s{0,99}(?:"([^"\n]{1,100})")?')
+SWIFT = late_pattern(
+    r'\.package\s*\(\s{0,99}(?:name:\s{0,99}"[^"\n]{0,200}"\s{0,99},\s{0,99})?url:\s{0,99}"([^"\n]{1,500})"\s{0,99},\s{0,99}'
+    r'(?:(?:\.upToNextM\w{4}\(\s{0,99})?\.?(from|exact|branch|revision)\s{0,9}[:(]\s{0,99}"([^"\n]{1,100})"'
+    r'|"([^"\n]{1,100})"\s{0,9}(\.\.[.<])\s{0,9}"([^"\n]{1,100})")'
+)
+
+
+def sbt_dependencies(file: File) -> Versions:
+    """Those of a build.sbt, and of the list that is usual for large projects; "" for a version in a variable."""
+    shared = file.files.parsed("project/Dependencies.scala", sbt_file) or {}
+    return merged((sbt_file(file), shared))
+
+
+def sbt_file(file: File) -> Versions:
+    text = re.sub(r"(?m)//.*$", "", without_comments(file.text()))
+    return {f"{group}:{name}": version for group, name, version in SBT.findall(text)}
+
+
+def swift_dependencies(file: File) -> Versions:
+    """By the names of their repositories."""
+    text = re.sub(r"(?m)^[ \t]*//.*$", "", without_comments(file.text()))
+    found: Versions = {}
+    for url, kind, version, low, sign, high in SWIFT.findall(text):
+        name = url.rstrip("/").rpartition("/")[2].removesuffix(".git")
+        found[name] = f"{kind}: {version}" if kind else f"{low}{sign}{high}"
+    return found

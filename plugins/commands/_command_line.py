@@ -13,6 +13,7 @@ import copy
 import functools
 import io
 import itertools
+import os
 import re
 import sys
 import textwrap
@@ -288,7 +289,9 @@ class CommandParser(cco_sidecar.CommandParser):
         """Say of the first of ``words``, which nothing takes, what may have been meant."""
         self.refuse_flags(words)
         is_data = words[0].startswith("{") and "--data" in self._option_string_actions
-        self.error(f"{words[0]!r}: {self.prog} takes no such argument{', did you mean --data?' if is_data else ''}")
+        is_root = self.row is OWN_COMMANDS["serve"] and os.path.isdir(words[0])
+        hint = ", did you mean --data?" if is_data else f", did you mean --root {words[0]}?" if is_root else ""
+        self.error(f"{words[0]!r}: {self.prog} takes no such argument{hint}")
 
     def refuse_flags(self, words: Sequence[str]) -> None:
         for flag in [word.partition("=")[0] for word in words if word.startswith("-")]:
@@ -357,8 +360,12 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
         names = {name: f"{after} {name}".removeprefix("cco ") for name in known}
         for group, parser in self.choices.items():
             names = {name: f"{group} {name}" for name in parser.commands.listed()} | names if parser.commands else names
-        close = nearest(word, names)
-        return f", did you mean {names[close]}?" if close else f"; there are {', '.join(self.listed())}"
+        same = next((ours for ours, others in SAME_WORDS.items() if word in others and ours in self.choices), "")
+        if close := same or nearest(word, names):
+            return f", did you mean {names[close]}?"
+        if after == "cco" and os.path.isdir(word):
+            return f", did you mean --root {word}?"
+        return f"; there are {', '.join(self.listed())}"
 
     def listed(self) -> list[str]:
         """The names that people type, in the same order whichever plugin was asked first."""
@@ -369,6 +376,7 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
 OTHER_WORDS = {  # how other programs call what we have
     "start": ", did you mean serve?",
     "stop": "; the service stops on Ctrl-C, or on SIGTERM to its pid, which cco doctor tells",
+    "shutdown": "; the service stops on Ctrl-C, or on SIGTERM to its pid, which cco doctor tells",
     "version": ", did you mean --version?",
     "up": ", did you mean serve?",
     "init": "; nothing is to be set up: cco serves the repository around it, and cco doctor checks what it needs",
@@ -377,6 +385,15 @@ OTHER_WORDS = {  # how other programs call what we have
     "list": ", did you mean agent list, events list or results list?",
     "ui": ", did you mean dashboard?",
     "open": ", did you mean dashboard?",
+}
+SAME_WORDS = {  # the same in a group
+    "list": ("ls", "ps"),
+    "spawn": ("start", "run", "create", "new"),
+    "kill": ("stop", "delete", "rm", "cancel", "end"),
+    "status": ("show", "info"),
+    "get": ("show", "cat"),
+    "subscribe": ("wait", "tail", "watch", "follow"),
+    "publish": ("send", "emit"),
 }
 OTHER_FLAGS = {
     "--json": "--format json",

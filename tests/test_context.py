@@ -578,6 +578,29 @@ def test_names_that_cannot_be_given_are_left_out_deepest_first_and_counted() -> 
     assert structure["directories"] == ("a",)
 
 
+@pytest.mark.parametrize("max_bytes", [4_000, 40_000, 100_000])
+def test_names_are_cut_early_where_files_fill_the_context_and_then_to_no_less(max_bytes: int) -> None:
+    def request(max_files: int = 50) -> Any:
+        return SimpleNamespace(max_bytes=max_bytes, max_files=max_files)
+
+    full, part = [{"content": "x" * (max_bytes // 4)}] * 4, {"content": "x" * (max_bytes // 4 - 1)}
+    share, whole = (budget.most_letters(request(), files) for files in (full, [*full[1:], part]))
+    assert whole == dict.fromkeys(budget.SHARES, max_bytes)
+    assert share == {name: int(max_bytes * share) for name, share in budget.SHARES.items()}
+    for odd in (full[1:], None, 5, [None], [{}], {"content": "x"}):
+        assert budget.most_letters(request(), odd) == whole
+    assert budget.most_letters(request(max_files=3), full) == whole
+    names = tuple(sorted(f"{'folder/' * (number % 5)}{'n' * (number % 37)}{number}.py" for number in range(4_000)))
+    limit, shown = share["project_structure"], []
+    for most in (2 * limit, 2 * max_bytes):
+        structure = budget.without_deepest(cco_sidecar.list_names(names), most)
+        sections = {"project_structure": json.loads(msgspec.json.encode(structure))}
+        assert budget.cut_structure(sections, limit) and cco_sidecar.json_size(sections["project_structure"]) <= limit
+        shown.append(set(sections["project_structure"]["files"]))
+    early, late = shown
+    assert early >= late
+
+
 @pytest.mark.parametrize("sizes", [[5000], [5000, 3, 700], [12, 11, 10, 9], [400, 399, 398], []])
 @pytest.mark.parametrize("limit", [300, 2_000, 30_000])
 def test_commits_of_many_files_are_cut_before_they_are_measured_to_the_same_as_after(

@@ -253,6 +253,22 @@ def test_a_query_weighs_its_words() -> None:
     assert made.match.split(" OR ").count('"cookie"') == 2 and made.match.split(" OR ").count('"expire"') == 1
 
 
+@pytest.mark.parametrize(
+    ("texts", "words", "texts_and_pairs"),
+    [
+        ([("cookie of session", 1.0)], [1, 1], [1, 1]), ([("session cookie", 1.0)], [1, 1], [2, 2]),
+        ([("session cookie", 1.0), ("expire", 0.5)], [2, 2], [2, 2]),
+        ([("cookie of session", 1.0), ("", 0.5), ("expire", 0.3)], [2, 2], [2, 2]), ([("", 1.0), ("session cookie", 0.5)], [1, 1], [1, 1]),
+    ],
+)  # fmt: skip
+def test_words_of_a_title_stand_twice_where_anything_else_stands_once(
+    texts: list[tuple[str, float]], words: list[int], texts_and_pairs: list[int]
+) -> None:
+    made = query(*texts)
+    for match, numbers in ((made.match, words), (made.match_with_pairs, texts_and_pairs)):
+        assert [match.split(" OR ").count(word) for word in ('"session"', '"cookie"')] == numbers, match
+
+
 def test_a_query_joins_neighbours_but_not_over_a_stop_word_or_the_end_of_a_sentence() -> None:
     made = query(("user bar for admin. menu", 1.0))
     assert made.runs == {"userbar"} and made.names["userbar"] == pytest.approx(0.7)

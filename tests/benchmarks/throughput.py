@@ -76,14 +76,16 @@ def rows(quick: bool) -> Iterator[Row]:
 
 
 def folders(place: Path, seconds: float) -> float:
-    """New folders a second with a new file in each: what results on issues of their own ask of the disk. ext4 without a
-    journal looks at all that was deleted in the last minute for each of them.
+    """New folders a second into each of which a new file is moved: what results on issues of their own ask of the disk.
+    ext4 without a journal looks at all that was deleted in the last minute for each of them.
     """
+    (written := place / "written").mkdir(parents=True)
     number, begin = 0, time.perf_counter()
     while (passed := time.perf_counter() - begin) < seconds:
         folder = place / str(number)
-        folder.mkdir(parents=True)
-        (folder / "file").write_bytes(b"")
+        folder.mkdir()
+        (written / "file").write_bytes(b"")
+        (written / "file").rename(folder / "file")
         number += 1
     return number / passed
 

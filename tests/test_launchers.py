@@ -365,6 +365,13 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
          "--agent-commands: no agent of the type qa-engineer can be started: codexx is not on PATH, did you mean codex?"),
         (["--agent-commands", '{"qa-engineer": "true"}', "--agent-command", "my-writer"],
          "--agent-command: no agent of a type without a command of its own can be started: my-writer is not on PATH"),
+        (["--agent-command", f"{sys.executable} {{task}}", "--agent-commands", '{"qa-engineer": "BIN/claude --model x"}'],
+         "--agent-commands: claude gets no prompt: say claude alone for its headless form, or put {prompt} among"
+         " your own words"),
+        (["--agent-command", "BIN/codex"],
+         "--agent-command: codex gets no prompt: say codex alone for its headless form, or put {prompt} among"
+         " your own words"),
+        (["--agent-command", '["BIN/kilo", "run", "{agent_folder}/prompt"]'], ""),
         (["--agent-command", "true {promt}"],
          "--agent-command: {promt} is no placeholder and stays as it is, did you mean {prompt}?"),
         (["--agent-commands", '{"qa-engineer": ["true", "{issue}"], "go-specialist": ["true", "{xyz}"]}'],
@@ -373,9 +380,11 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
     ],
 )  # fmt: skip
 def test_a_command_that_cannot_run_an_agent_is_told_at_the_start(
-    make_service: Callable[..., Service], options: list[str], told: str
+    make_service: Callable[..., Service], tmp_path: Path, options: list[str], told: str
 ) -> None:
-    service = make_service(*options)
+    for name in ("claude", "codex", "kilo"):
+        (tmp_path / name).symlink_to("/bin/true")
+    service = make_service(*(option.replace("BIN", str(tmp_path)) for option in options))
     assert (f"WARNING {told}\n" if told else "") in service.log
     assert ("WARNING" in service.log) is bool(told), service.log
 

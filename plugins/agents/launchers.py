@@ -358,6 +358,8 @@ def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:
     except FileNotFoundError:
         where = "on PATH" if word == name else "where the command says"
         yield f"no {who} can be started: {shown} is not {where}{program_near(name, root)}"
+    if name in PROGRAMS and list(command) != [name] and not any(holder in " ".join(command) for holder in PLACEHOLDERS):
+        yield f"{name} gets no prompt: say {name} alone for its headless form, or put {{prompt}} among your own words"
     plain = [part for part in command if not re.search(r"\s", part)]  # others may be programs of their own
     for braced in re.findall(r"(?<!\$)\{\w+\}", " ".join(plain)):
         if braced not in PLACEHOLDERS:

@@ -319,6 +319,8 @@ class SafeHooks(Hooks):
     def failed(self, row: Implementation, error: BaseException) -> None:
         if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):
             raise error
+        if isinstance(error, KeyboardInterrupt):  # the user's, while we waited: a plugin's own is a Raised
+            raise error
         code: Any = getattr(inspect.unwrap(row.function), "__code__", None)
         place = (code.co_filename, code.co_firstlineno) if code else ("", 0)
         failure = f"{row.hook}: {self.describe(error, *place)}"

@@ -1216,6 +1216,24 @@ def test_ctrl_c_during_an_import_ends_the_command(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
+@pytest.mark.parametrize(("words", "hook"), [
+    ("token --type python-specialist", "register_agent_types"),
+    ("token --type python-specialist", "part_class"),
+    ("agent types", "register_agent_types"),
+])  # fmt: skip
+def test_ctrl_c_while_a_plugin_is_asked_ends_the_command(
+    tmp_path: Path, repository: Path, words: str, hook: str
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\nfrom cco_sidecar import hookimpl\n@hookimpl\n"
+        f"def {hook}():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+    )
+    storage = ["--storage", str(tmp_path / "storage"), "--plugins", str(tmp_path)]
+    command = [sys.executable, str(MODULE), *words.split(), *storage]
+    ended = subprocess.run(command, cwd=repository, env=clean_environment(), capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 def test_what_cannot_be_loaded_is_one_line_without_a_path_and_the_others_are_in_use(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

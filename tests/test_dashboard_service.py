@@ -136,6 +136,15 @@ def test_nothing_else_is_served(service: Service, path: str) -> None:
 # -- the token
 
 
+def test_who_opens_the_services_address_in_a_browser_is_told_where_the_page_is(service: Service) -> None:
+    anybody = Client(service.url, None)
+    for method in ("GET", "POST"):
+        answer = anybody.request(method, "/", headers={"Accept": "text/html"})
+        assert (answer.status_code, answer.json()["code"]) == (404, "REQ_002")
+        assert answer.json()["message"].startswith("Nothing is here: `cco dashboard` opens the page"), answer.text
+    assert anybody.request("GET", "/other").json()["message"] == "No such path, and no plugin in use adds it"
+
+
 def test_a_code_is_changed_for_an_operators_token_once(service: Service) -> None:
     nobody, made = Client(service.url, None), service.client().post("/api/dashboard/code").json()
     taken = nobody.post("/api/dashboard/token", {"code": made["code"]}, headers={"Origin": service.url})

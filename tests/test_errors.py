@@ -205,7 +205,7 @@ def test_what_is_wrong_is_told_in_a_fixed_order(service: Service) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/api", "/api/", "/api/nothing", "/api/results/a/b", "/health/", "//health", "/api/context/issue-1", "/API/results",
+    ["/api", "/api/", "/api/nothing", "/api/results/a/b", "/health/", "//health", "/api/context/issue-1", "/API/results",
      "/favicon.ico", "/api/context/a%2Fb/c/d", "/openapi-json"],
 )  # fmt: skip
 def test_unknown_paths_are_404_with_and_without_a_token(service: Service, path: str) -> None:

@@ -30,11 +30,14 @@ from cco_sidecar import (
     READ,
     SPAWN,
     ApiError,
+    Application,
     Claims,
     Endpoint,
     Route,
+    Server,
     Settings,
     Sidecar,
+    UnknownRoute,
     clean_text,
     hookimpl,
     iso,
@@ -87,6 +90,27 @@ def register_routes() -> list[Route]:
         Route("POST", "/api/dashboard/code", MakeCode),
         Route("POST", "/api/dashboard/token", TakeToken),
     ]
+
+
+@hookimpl
+def part_class(base: type) -> type | None:
+    return type("FrontServer", (FrontServer, base), {}) if issubclass(base, Server) else None
+
+
+class FrontServer(Server):
+    def initialize(self, request_callback: Any, *args: Any, **options: Any) -> None:
+        super().initialize(request_callback, *args, **options)
+        if isinstance(request_callback, Application):
+            request_callback.unknown = type("FrontDoor", (FrontDoor, request_callback.unknown), {})
+
+
+class FrontDoor(UnknownRoute):
+    """Tells whoever types the service's address into a browser where the page is."""
+
+    def refusal(self) -> ApiError:
+        if self.request.path != "/":
+            return super().refusal()
+        return ApiError("REQ_002", "Nothing is here: `cco dashboard` opens the page, /openapi.json describes the API")
 
 
 # -- the page

@@ -289,6 +289,17 @@ def test_a_command_prints_what_it_was_asked_for_and_nothing_else(
         assert KEYS.get(name, "").lower() in out.lower()
 
 
+def test_a_table_of_one_thing_leaves_out_what_is_null(
+    cco: Callable[..., tuple[int, str, str]], ids: dict[str, str]
+) -> None:
+    words = ["agent", "status", ids["agent"]]
+    told = json.loads(cco(*words, "--format", "json")[1])
+    assert told["signal"] is None and told["exit_code"] == 0
+    fields = [line.split()[0] for line in cco(*words)[1].splitlines()]
+    assert "signal" not in fields and "exit_code" in fields
+    assert ["signal", ""] in list(csv.reader(io.StringIO(cco(*words, "--format", "csv")[1])))
+
+
 def test_a_list_with_nothing_in_it_says_so(cco: Callable[..., tuple[int, str, str]]) -> None:
     for name in ("results", "events"):
         assert cco(name, "list", "--issue", "nowhere") == (0, "(none)\n", "")

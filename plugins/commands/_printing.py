@@ -20,14 +20,20 @@ from cco_sidecar_plugins.commands._table import speaks_unicode
 
 
 def show(options: argparse.Namespace, answer: Any, rows: str | None = None) -> int:
-    """Print an answer as --format wants it; ``rows`` names the list in it that a table shows."""
+    """Print an answer as --format wants it; ``rows`` names the list in it that a table shows. A table of one thing
+    leaves out what is null.
+    """
     if options.format == "json":
         print(json.dumps(answer, indent=2, ensure_ascii=False))
         return GOOD
     table = (
         [flatten(row) for row in answer[rows]]
         if rows
-        else [{"field": key, "value": value} for key, value in flatten(answer).items()]
+        else [
+            {"field": key, "value": value}
+            for key, value in flatten(answer).items()
+            if value is not None or options.format == "csv"
+        ]
     )
     columns = list(dict.fromkeys(key for row in table for key in row))
     lines = [[cell(row.get(column, "")) for column in columns] for row in table]

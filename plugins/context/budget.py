@@ -92,13 +92,14 @@ class BoundedContexts(Contexts):
         for file in files:
             if not chunks.get(file["path"]) and request.task and len(file["content"]) > request.max_bytes / 8:
                 chunks[file["path"]] = score_chunks(file["content"], request.task)
-        wanted = sum(min(json_size(file), max_bytes) + 1 for file in files)
+        sizes = {id(file): json_size(file) + 1 for file in files}
+        wanted = sum(min(size, max_bytes + 1) for size in sizes.values())
         cut = cut_sections(sections, max_bytes, wanted)
         left = max_bytes - json_size(sections)
         if left < 0:
             raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
         cap = max(LEAST, request.max_bytes // 4)
-        chosen = sections["relevant_files"] = choose_files(files, chunks, left, cap)
+        chosen = sections["relevant_files"] = choose_files(files, sizes, chunks, left, cap)
         return cut or len(chosen) < len(files)
 
 
@@ -205,24 +206,25 @@ CUTTERS: dict[str, Callable[[Sections, int], bool]] = {
 Chunks = list[tuple[int, float]]  # of a file: first line and score
 
 
-def choose_files(files: list[dict[str, Any]], chunks: dict[str, Chunks], room: int, cap: int) -> list[dict[str, Any]]:
-    """What fits into ``room`` bytes of JSON, most relevant first; ``chunks`` by path.
+def choose_files(
+    files: list[dict[str, Any]], sizes: dict[int, int], chunks: dict[str, Chunks], room: int, cap: int
+) -> list[dict[str, Any]]:
+    """What fits into ``room`` bytes of JSON, most relevant first; ``sizes`` by ``id`` and with a comma, ``chunks`` by
+    path.
 
     All of them whole where there is room; else each up to ``cap`` bytes, and what then remains goes to those that
     were given in part.
     """
-    sizes = {id(file): json_size(file) + 1 for file in files}
     if sum(sizes.values()) <= room:
         return files
     chosen: list[tuple[dict[str, Any], dict[str, Any], int]] = []  # (whole, as given, its size)
     for file in files:
-        limit, given = min(room, cap), file
-        if sizes[id(file)] > limit:
+        limit, given, size = min(room, cap), file, sizes[id(file)]
+        if size > limit:
             shorter = cut_file(file, limit - 1, chunks.get(file["path"], [])) if limit >= LEAST else None
             if shorter is None:
                 continue
-            given = shorter
-        size = json_size(given) + 1
+            given, size = shorter, json_size(shorter) + 1
         chosen.append((file, given, size))
         room -= size
     for number, (file, given, size) in enumerate(chosen):

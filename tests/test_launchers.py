@@ -267,6 +267,7 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
     ("No auth type is selected. Please\n", 1, "qwen is not logged in: `qwen auth`"),
     ("Error: No authentication information found.\n", 1, "copilot is not logged in"),
     ("\x1b[31merror:\x1b[0m Incorrect API key provided\n", 1, "cline is not logged in: `cline auth`"),
+    ("\x1b[31merror:\x1b[0m Cannot connect to API: Unable\n", 1, "cline does not reach its model"),
     ("error: unknown option '--allowedTools'\n", 1, "its version does not take its options (error: unknown option"),
     (
         "Unknown arguments: policy\nUsage: gemini\n",

@@ -250,11 +250,12 @@ PROGRAMS = {
         log_in="`copilot login`, or a token in COPILOT_GITHUB_TOKEN",
         logged_out=r"^(Error: No authentication information found|Authentication failed)",
     ),
-    "cline": Program(  # without a login, or a network, it is silent
+    "cline": Program(  # without a network it says nothing for a minute
         tried="3.0.65",
         argv=["cline", "{prompt}"],
         log_in="`cline auth`",
         logged_out=r"^(\x1b\[\d+m)*error:(\x1b\[\d+m)* .*(?i:api[ -]key|unauthori[sz]ed|authenticat)",
+        offline=r"^(\x1b\[\d+m)*error:(\x1b\[\d+m)* Cannot connect to API",
         mcp_environment={"CLINE_MCP_SETTINGS_PATH": f"{{agent_folder}}/home/{CLINE_SERVERS}"},
         mcp_files={f"home/{CLINE_SERVERS}": server(
             transport={"type": "streamableHttp", "url": "{url}/mcp", "headers": bearer("{token}")},

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -599,6 +600,36 @@ def test_names_are_cut_early_where_files_fill_the_context_and_then_to_no_less(ma
         shown.append(set(sections["project_structure"]["files"]))
     early, late = shown
     assert early >= late
+
+
+def test_of_outputs_that_are_too_many_the_newest_are_looked_at_and_one_that_shows_it() -> None:
+    outputs = [{"decision": "x" * 86} for _ in range(9)]  # of 101 bytes
+    for most, looked_at in ((2_000, 9), (908, 9), (907, 9), (808, 9), (807, 8), (101, 2), (100, 1), (0, 1)):
+        assert budget.without_oldest(outputs, most) == outputs[9 - looked_at :], most
+    assert budget.without_oldest([], 0) == []
+
+
+def test_of_large_outputs_no_more_is_read_than_a_context_holds(fresh: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = fresh.client()
+    for number in range(4):
+        client.store("python-specialist", decisions=[f"decided {number}"], rationale="because " * 500_000)
+    answer = answer_of(client)
+    (*_, newest) = answer["context"]["previous_agent_outputs"]
+    assert newest["decision"] == "decided 3" and answer["truncated"]
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.row_factory = sqlite3.Row
+        database.executescript(cco_sidecar.SCHEMA)
+        records = plugin("guard").ForgettingRecords(database)
+        for number in range(6):
+            row = {"id": str(number), "project": "p", "issue": "i", "agent_type": "t", "agent_id": "a", "category": "c"}
+            row |= {"status": "success", "stored": 0, "proposed": "[]", "output": f"{number}" * 100, "body": b""}
+            records.insert("result", row)
+        for most, read in ((1_000, 6), (500, 6), (499, 5), (100, 2), (99, 1)):
+            monkeypatch.setattr(type(records), "OUTPUT_BYTES", most)
+            assert records.issue_outputs("p", "i", 9) == [f"{number}" * 100 for number in range(6 - read, 6)], most
+        assert records.issue_outputs("p", "i", 0) == []
+        database.commit()
+        database.execute("drop table result")  # which an unfinished reading would keep
 
 
 @pytest.mark.parametrize("sizes", [[5000], [5000, 3, 700], [12, 11, 10, 9], [400, 399, 398], []])

@@ -69,6 +69,8 @@ class BoundedContexts(Contexts):
                     answer = answer | {"project_structure": without_deepest(structure, 2 * most["project_structure"])}
                 if isinstance(git := answer.get("git_context"), GitContext):
                     answer = answer | {"git_context": without_endless_commits(git, most["git_context"])}
+                if isinstance(outputs := answer.get("previous_agent_outputs"), list):
+                    answer = answer | {"previous_agent_outputs": without_oldest(outputs, request.max_bytes)}
                 given = msgspec.json.decode(msgspec.json.encode(answer))
                 size = json_size({name: part for name, part in given.items() if name not in CUTTABLE_SECTIONS})
                 if size > room:
@@ -125,6 +127,13 @@ def shallowest(names: tuple[str, ...], most: int) -> tuple[str, ...]:
     by_depth = sorted(names, key=lambda name: name.count("/"))
     ends = list(itertools.accumulate(map(len, by_depth), initial=0))
     return tuple(sorted(by_depth[: bisect.bisect(ends, most) - 1])) if ends[-1] > most else names
+
+
+def without_oldest(outputs: list[Any], most: int) -> list[Any]:
+    """The newest outputs, up to the one with which they have more than ``most`` bytes, for the same reason."""
+    sizes = itertools.accumulate(json_size(output) for output in reversed(outputs))
+    fitting = sum(1 for _ in itertools.takewhile(lambda size: size <= most, sizes))
+    return outputs[max(0, len(outputs) - fitting - 1) :]
 
 
 def without_endless_commits(git: GitContext, most: int) -> GitContext:

@@ -16,6 +16,7 @@ import msgspec
 
 from cco_sidecar import (
     MB,
+    MINE,
     ApiError,
     Channel,
     Claims,
@@ -42,7 +43,21 @@ SMALL = 1_000  # bytes of a body
 
 
 class ForgettingRecords(Records):
-    """Also finds what is kept no longer, and forgets readers' positions."""
+    """Also finds what is kept no longer, forgets readers' positions, and reads no more than an answer can hold."""
+
+    OUTPUT_BYTES = 10 * MB  # of a context
+
+    def issue_outputs(self, project: str, issue: str, limit: int) -> list[str]:
+        """The oldest is the one with which there are too many of them for a context: so it shows that some are cut."""
+        outputs, size = list[str](), 0
+        sql = f"select output {MINE} order by seq desc limit ?"
+        with contextlib.closing(self.change(sql, project, issue, limit)) as rows:  # else the log grows behind it
+            for row in rows:
+                outputs.append(row["output"])
+                size += len(row["output"])
+                if size > self.OUTPUT_BYTES:
+                    break
+        return outputs[::-1]
 
     def outlived(self, before: float, upto: int, limit: int) -> list[int]:
         """The numbers of those events, of the first ``limit`` ones, that were made before a time or have a number up to

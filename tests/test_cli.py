@@ -600,6 +600,15 @@ def test_a_part_of_an_id_that_may_be_several_names_them(
     assert code == 1 and err.startswith("cco: 404 REQ_002: "), err
 
 
+@pytest.mark.parametrize("command", [["context", "get"], ["brief"], ["context", "get", "--explain"]])
+def test_an_issue_and_a_type_the_other_way_round_are_told(
+    command: list[str], cco: Callable[..., tuple[int, str, str]]
+) -> None:
+    told = "cco: 404 AGT_002: Unknown agent type issue-7"
+    assert cco(*command, "test-engineer", "issue-7") == (1, "", f"{told}; the issue comes first, then the type\n")
+    assert cco(*command, "issue-8", "issue-7") == (1, "", f"{told}\n")
+
+
 def test_an_issue_in_the_place_of_a_result_is_told_as_one(
     here: Here, cco: Callable[..., tuple[int, str, str]], issue: str
 ) -> None:

@@ -62,7 +62,7 @@ def command_status(options: argparse.Namespace) -> int:
 
 def command_context_get(options: argparse.Namespace) -> int:
     query = {name: getattr(options, name) for name in ("task", "max_bytes", "max_tokens", "max_files", "since")}
-    context = Client(options).call("GET", f"/api/context/{quote(options.issue)}/{quote(options.type)}", query=query)
+    context = context_of(options, query)
     if options.output and options.format == "table":
         options.format = "json"
     with output_to(options.output):
@@ -70,12 +70,23 @@ def command_context_get(options: argparse.Namespace) -> int:
 
 
 def command_brief(options: argparse.Namespace) -> int:
-    path = f"/api/context/{quote(options.issue)}/{quote(options.type)}"
-    brief = Client(options).call("GET", path, query={"task": options.task}, accept="text/markdown")
+    brief = context_of(options, {"task": options.task}, accept="text/markdown")
     if not isinstance(brief, str):
         raise StartError("the service makes no briefs: its plugin context/brief is not in use", REFUSED)
     print(brief, end="")
     return GOOD
+
+
+def context_of(options: argparse.Namespace, query: dict[str, Any], accept: str = "application/json") -> Any:
+    """The context of ISSUE and TYPE; where those were typed the other way round it is said."""
+    path = f"/api/context/{quote(options.issue)}/{quote(options.type)}"
+    try:
+        return Client(options).call("GET", path, query=query, accept=accept)
+    except Refused as refusal:
+        told = running_types(options) if refusal.answer.get("code") == "AGT_002" else None
+        if told and options.issue in [row["agent_type"] for row in told["agent_types"]]:
+            raise Refused(refusal.status, refusal.content, "the issue comes first, then the type") from None
+        raise
 
 
 def command_context_refresh(options: argparse.Namespace) -> int:
@@ -570,7 +581,8 @@ COMMANDS = {
     "agent": Command("agents as processes", section="Agents and what they exchange"),
     "agent types": Command("list the agent types", command_agent_types, options=(*CLIENT_OPTIONS, "agent_types")),
     "agent spawn": Command("start an agent", command_agent_spawn, [
-        arg("--type", required=True, help="agent type"), arg("--issue", required=True, help="issue id"),
+        arg("--type", required=True, help="agent type, one of those that cco agent types lists"),
+        arg("--issue", required=True, help="issue id, any name"),
         arg("--task", default="", type=text_or_input, help="what it is to do, - for standard input"),
         arg("--env", action="append", metavar="NAME=VALUE", help="a variable of its environment"),
         arg("--require", action="append", metavar="SECTION", help="only these sections of the context"),

@@ -65,7 +65,7 @@ def register_commands(commands: Any) -> None:
     add_commands(commands, {
         "run": Command("take an issue through all its agents, or go on with one",
             command_run, [
-            arg("--issue", required=True, help="issue id"),
+            arg("--issue", required=True, help="issue id, any name"),
             arg("--task", type=task_text,
                 help="what is to be done, - for standard input (default: what a plugin or an earlier run knows)"),
             arg("--type", help="the first agent (default: chief-architect)"),

@@ -259,7 +259,7 @@ class Settings(Struct, frozen=True, eq=False, weakref=True):
         return {}
 
 
-def load_settings(flags: dict[str, Any], environ: dict[str, str] | os._Environ[str] = os.environ) -> Settings:
+def load_settings(flags: dict[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
     """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
     here = Path.cwd()
     variables = {name: f"CCO_SIDECAR_{name.upper()}" for name in option_table()}
@@ -4489,8 +4489,7 @@ def write_file(path: Path, content: bytes) -> None:
             file.write(content)
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 

@@ -1284,7 +1284,7 @@ def test_no_long_pattern_is_compiled_before_it_is_needed(tmp_path: Path) -> None
         hooks.load(cco_sidecar.load_settings({}), strict=True)
         from cco_sidecar_plugins.agents.environment import SESSION_MARKERS, UNSAFE_VARIABLES
         from cco_sidecar_plugins.context._withheld import SECRET_NAME
-        from cco_sidecar_plugins.context.metadata import GRADLE
+        from cco_sidecar_plugins.context._manifests import GRADLE
         assert "tomllib" not in sys.modules  # no file that was read is TOML
         long = {each.pattern for each in (SESSION_MARKERS, UNSAFE_VARIABLES, SECRET_NAME, GRADLE)}
         print(*long.intersection(compiled[: -len(long)]), sep="\\n")

@@ -796,7 +796,6 @@ class Sidecar:
         launcher = hooks.part(Launcher, settings)(self.contexts, self.tokens, self.agent_types, hooks, settings)
         self.agents = hooks.part(Agents, settings)(self.storage, launcher, self.results)
         self.server_class = hooks.part(Server, settings)
-        self.started = time.time()
         self.open_requests = 0
         try:
             self.process = psutil.Process()
@@ -855,8 +854,8 @@ class Sidecar:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         shown = f"[{host}]" if ":" in host else host
         url = f"{self.server_class.scheme}://{shown}:{self.port}"
-        root, started = clean_text(str(settings.root)), iso(self.started)
-        self.info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, started, uuid.uuid4().hex)
+        root = clean_text(str(settings.root))
+        self.info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, iso(), uuid.uuid4().hex)
 
 
 def listening(host: str, last: int, port: int) -> list[socket.socket]:
@@ -2844,7 +2843,8 @@ def find_field(event: dict[str, Any], field: str) -> Any:
     for holder in (event, event.get("data")):
         value: Any = holder
         for name in field.split("."):
-            value = value.get(name, UNSET) if isinstance(value, dict) else UNSET
+            if (value := value.get(name, UNSET) if isinstance(value, dict) else UNSET) is UNSET:
+                break
         if value is not UNSET and (value is not None or holder is not event):
             return value
     return UNSET

@@ -7,6 +7,7 @@ results and the ledger, off the loop; nothing is stored for it.
 from __future__ import annotations
 
 import re
+import time
 import typing
 import weakref
 from collections.abc import Iterator, Sequence
@@ -298,7 +299,8 @@ class Stories:
     SECONDS = 2.0
 
     def __init__(self, sidecar: Sidecar) -> None:
-        self._settings, self._hooks, self.began = sidecar.settings, sidecar.hooks, sidecar.started
+        self._settings, self._hooks = sidecar.settings, sidecar.hooks
+        self.began = time.time() - (time.monotonic() - sidecar.metrics.began)
         self._written = Shared[dict[str, Written]](self.SECONDS)
 
     async def written(self) -> dict[str, Written]:

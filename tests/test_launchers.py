@@ -256,7 +256,11 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
     (CODEX_HEAD + "ERROR: Reconnecting... waiting for network\n", None, "codex does not reach its model"),
     ("Please set an Auth method in your settings.json or\n", 41, "gemini is not logged in"),
     ("\x1b[91m\x1b[1mError: \x1b[0minvalid x-api-key\n", 1, "opencode is not logged in"),
-    (OFFLINE * 2, None, "opencode does not reach its model"),
+    (
+        OFFLINE * 2,
+        None,
+        "opencode does not reach its model: is there a network?; or kilo does not reach its model: is there a network?",
+    ),
     ("\x1b[91m\x1b[1mError: \x1b[0mCannot connect to API: no route\n", 1, "opencode does not reach its model"),
     (
         "No LLM model was specified and no API keys were provided.\nWaiting up to 5 minutes\n",
@@ -280,6 +284,12 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
         2,
         "its version does not take its options",
     ),
+    (
+        "\x1b[31merror:\x1b[0m error: unknown option '--x'\n",
+        1,
+        "its version does not take its options (error: unknown option '--x')",
+    ),
+    ("██\n" * 4 + "\nkilo run [message..]\n\nrun kilo\n", 1, "its version does not take its options (kilo run"),
     ("Not logged in · Please run /login\n", 0, None),  # a text about it
     ("the test says\n" * 9 + "error: unknown option '--x'\n", 1, None),
     ("Please set an Auth method\n", 1, None),

@@ -264,10 +264,11 @@ PROGRAMS = {
     "kilo": like_opencode("kilo", "7.7.7"),
 }  # fmt: skip
 
-# Among the first lines, since what an agent runs may say the same. opencode prints its help alone.
+# Among the first lines, since what an agent runs may say the same. opencode and kilo print their help alone.
 REFUSED_OPTION = late_pattern(
-    r"\A(?:.*\n){0,3}?((?:error: )(?:unknown|unexpected|invalid|option|Invalid command) .*|Unknown arguments?: .*"
-    r"|opencode run \[message\.\.\])"
+    r"\A(?:.*\n){0,5}?(?:\x1b\[31merror:\x1b\[0m )?"
+    r"((?:error: )(?:unknown|unexpected|invalid|option|Invalid command) .*|Unknown arguments?: .*"
+    r"|(?:opencode|kilo) run \[message\.\.\])"
     r"|^(aider: error: unrecognized arguments: .*)\Z",
     re.MULTILINE,
 )
@@ -383,10 +384,10 @@ def agent_command(launch: AgentLaunch, settings: PluginSettings) -> AgentCommand
 
 @hookimpl
 def agent_failure(agent: dict[str, Any], output: list[str]) -> str | None:
-    """What any known program says, since a command of the user's own may start it too."""
+    """What any known program says, since a command of the user's own may start it too; some speak alike."""
     code, text = agent["exit_code"], "\n".join(output)
-    for name, program in PROGRAMS.items():
-        if reason := next(program.failure(name, code, text), None):
-            return reason
+    reasons = [next(program.failure(name, code, text), "") for name, program in PROGRAMS.items()]
+    if any(reasons):
+        return "; or ".join(filter(None, reasons))
     refused = REFUSED_OPTION.search(text) if code in (1, 2) else None
     return f"its version does not take its options ({(refused[1] or refused[2])[:200]})" if refused else None

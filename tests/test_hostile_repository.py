@@ -228,3 +228,23 @@ def test_a_git_that_cannot_be_run_is_a_fault_of_git(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(cco_sidecar.GitError, match="git cannot be run"):
         cco_sidecar.ask_git(tmp_path, "rev-parse", *words)
+
+
+def test_of_a_commit_of_endless_lines_whole_words_are_given(
+    make_service: Callable[..., Service], repository: Path
+) -> None:
+    tree, secret = git(repository, "rev-parse", "HEAD^{tree}").strip(), "Zk9wQ7rT4xLm"
+    subject = "fix " * 490 + f"https://user:{secret}{'x' * 4_000}@host/ " + "word " * 1_000_000
+    person = {"NAME": "Ada " * 20_000, "EMAIL": "ada@host"}
+    environ = clean_environment() | {
+        f"GIT_{who}_{name}": person[name] for who in ("AUTHOR", "COMMITTER") for name in person
+    }
+    message = f"{subject}\n\n{'body ' * 1_000_000}"
+    command = ["git", "-C", str(repository), "commit-tree", tree, "-p", "HEAD"]
+    made = subprocess.run(command, input=message, env=environ, capture_output=True, text=True, check=True)
+    git(repository, "reset", "-q", "--soft", made.stdout.strip())
+    answer = make_service().client().get(CONTEXT, task="fix")
+    commit = answer.json()["context"]["git_context"]["recent_commits"][0]
+    assert commit["message"] == ("fix " * 490).rstrip() and secret not in answer.text
+    assert commit["author"].startswith("Ada Ada") and len(commit["author"]) <= 2_000
+    assert not answer.json()["truncated"] and len(answer.content) < 100_000

@@ -202,11 +202,23 @@ def git_log(root: Path, *flags: str) -> tuple[list[tuple[Any, ...]], bool]:
         if run_git(root, "rev-list", "-n", "1", "--all") != b"":  # else nothing was committed yet
             log_once(f"the history is not known in full: {error}")
     found = []
-    parts = clean_text(os.fsdecode(output)).split(separator)[1:]
+    parts = output.split(separator.encode())[1:]
     for *facts, last in zip(*(parts[at::6] for at in range(6)), strict=False):
-        subject, _, names = last.partition("\n")
-        found.append((*facts, subject.rstrip("\0"), [name for name in names.split("\0") if name]))
+        subject, _, names = last.partition(b"\n")
+        texts = map(shortened, (*facts, subject.rstrip(b"\0")))
+        found.append((*texts, [clean_text(name) for name in split_z(names)]))
     return found, complete
+
+
+def shortened(text: bytes) -> str:
+    """A line of a commit, which may have any length: of a long one as many whole words as a reader may want. So no
+    secret is cut in two, which nobody would know for one.
+    """
+    text = text if len(text) <= LONGEST else text[:LONGEST].rpartition(b" ")[0]
+    return clean_text(os.fsdecode(text))
+
+
+LONGEST = 2_000  # bytes
 
 
 def as_commits(root: Path, found: list[tuple[Any, ...]]) -> list[Commit]:

@@ -310,6 +310,7 @@ class Commit(Struct):
     renames: list[tuple[str, str]]  # (old, new): the same content left one path and came at another
 
 
+LONGEST = 4_000  # bytes of a subject or body, which may have any length; of a body 800 letters are used
 EMPTY_BLOB = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 
 
@@ -328,11 +329,11 @@ def read_log(root: str, hashes: Sequence[str]) -> list[Commit]:
         "--encoding=UTF-8",
     )
     output = run_git(root, "log", *flags, shape, *hashes, env={"GIT_NO_LAZY_FETCH": "1"}) if hashes else b""
-    pieces = os.fsdecode(output or b"").split(mark)
+    pieces = (output or b"").split(mark.encode())
     commits = []
     for header, raw in zip(pieces[1::2], pieces[2::2], strict=True):
-        hash, subject, body = [text.encode("utf-8", "replace").decode() for text in header.split("\x02", 2)]
-        commits.append(Commit(hash, subject, body, *changed_paths(raw)))
+        hash, subject, body = (text[:LONGEST].decode("utf-8", "replace") for text in header.split(b"\x02", 2))
+        commits.append(Commit(hash, subject, body, *changed_paths(os.fsdecode(raw))))
     return commits
 
 

@@ -248,3 +248,37 @@ def test_of_a_commit_of_endless_lines_whole_words_are_given(
     assert commit["message"] == ("fix " * 490).rstrip() and secret not in answer.text
     assert commit["author"].startswith("Ada Ada") and len(commit["author"]) <= 2_000
     assert not answer.json()["truncated"] and len(answer.content) < 100_000
+
+
+@pytest.mark.parametrize("kind", ["a tree of a billion files", "a subject of 20 MB"])
+def test_a_commit_that_git_has_no_room_for_is_left_out(
+    make_service: Callable[..., Service], repository: Path, kind: str
+) -> None:
+    def made(*words: str, text: str) -> str:
+        environ = clean_environment() | {
+            f"GIT_{who}_{name}": "a" for who in ("AUTHOR", "COMMITTER") for name in ("NAME", "EMAIL")
+        }
+        command = ["git", "-C", str(repository), *words]
+        return subprocess.run(
+            command, input=text, env=environ, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    tree, message = git(repository, "rev-parse", "HEAD^{tree}").strip(), "a" * 20_000_000
+    if kind.startswith("a tree"):
+        blob = made("hash-object", "-w", "--stdin", text="x")
+        inner, message = (
+            made("mktree", text="".join(f"100644 blob {blob}\tf{number}\n" for number in range(10))),
+            "bomb",
+        )
+        for _ in range(8):
+            inner = made("mktree", text="".join(f"040000 tree {inner}\td{number}\n" for number in range(10)))
+        whole = made("mktree", text=git(repository, "ls-tree", tree).rstrip() + f"\n040000 tree {inner}\tbomb\n")
+        bomb = made("commit-tree", whole, "-p", "HEAD", text=message)
+    else:
+        bomb = made("commit-tree", tree, "-p", "HEAD", text=message)
+    git(repository, "reset", "-q", "--soft", made("commit-tree", tree, "-p", bomb, text="It is gone"))
+    service = make_service()
+    answer = service.client().get(CONTEXT, task="fix")
+    assert answer.status_code == 200, service.log
+    assert answer.json()["context"]["git_context"]["recent_commits"][0]["message"] == "It is gone"
+    assert "the history is not known in full: git: fatal: attempting to allocate" in service.log

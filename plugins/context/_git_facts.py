@@ -196,7 +196,7 @@ def git_log(root: Path, *flags: str) -> tuple[list[tuple[Any, ...]], bool]:
     separator = secrets.token_hex(8)  # that nobody can have put into a subject or a name
     shape = f"--pretty=format:{separator}" + separator.join(("%H", "%h", "%P", "%ct", "%an", "%s"))
     try:
-        output, complete = ask_git(root, "log", "--encoding=UTF-8", *flags, shape), True
+        output, complete = ask_git(root, "log", "--encoding=UTF-8", *flags, shape, env=BOUNDED), True
     except GitError as error:
         output, complete = error.output, False
         if run_git(root, "rev-list", "-n", "1", "--all") != b"":  # else nothing was committed yet
@@ -219,6 +219,8 @@ def shortened(text: bytes) -> str:
 
 
 LONGEST = 2_000  # bytes
+# of one allocation: enough for two million names of one commit; a tree of a few kilobytes can have billions
+BOUNDED = {"GIT_ALLOC_LIMIT": "16m"}
 
 
 def as_commits(root: Path, found: list[tuple[Any, ...]]) -> list[Commit]:

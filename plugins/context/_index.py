@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from cco_sidecar import FileFact, in_thread, is_young, language_of, read_text_file, run_git
 from cco_sidecar_plugins.context._definitions import definitions, imports
+from cco_sidecar_plugins.context._git_facts import BOUNDED
 from cco_sidecar_plugins.context._identifiers import Splitter, Stemmer, bare_stem, run_together
 from cco_sidecar_plugins.context._path_kinds import PICTURE, classify
 
@@ -328,7 +329,7 @@ def read_log(root: str, hashes: Sequence[str]) -> list[Commit]:
         "--no-show-signature",
         "--encoding=UTF-8",
     )
-    output = run_git(root, "log", *flags, shape, *hashes, env={"GIT_NO_LAZY_FETCH": "1"}) if hashes else b""
+    output = run_git(root, "log", *flags, shape, *hashes, env=BOUNDED) if hashes else b""
     pieces = (output or b"").split(mark.encode())
     commits = []
     for header, raw in zip(pieces[1::2], pieces[2::2], strict=True):

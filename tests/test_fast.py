@@ -6,11 +6,13 @@ The handlers are those of test_http2.py. What heads and chunks are refused is in
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import json
 import re
 import socket
 import ssl
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +163,20 @@ def test_a_client_that_goes_is_noticed(make: Callable[..., Both]) -> None:
         wait_for(lambda: not server.world.waiting)
     wait_for(lambda: server.open_connections() == 0)
     assert server.world.outcomes == ["callback", "closed"]
+
+
+@pytest.mark.parametrize("sent", [HEAD % (b"/hello", b""), HEAD % (b"/poll", b""), HEAD[:9], b"no request\r\n\r\n"])
+def test_a_closed_connection_is_freed_without_a_search_for_garbage(make: Callable[..., Both], sent: bytes) -> None:
+    server = make()
+    gc.disable()
+    try:
+        with server.connect() as line:
+            line.sendall(sent)
+            wait_for(server.open_connections)
+            (connection,) = server.call(lambda: [weakref.ref(it) for it in server.server._connections])
+        wait_for(lambda: connection() is None, "connection freed")
+    finally:
+        gc.enable()
 
 
 def test_an_answer_that_is_given_up_ends_the_connection(make: Callable[..., Both]) -> None:

@@ -58,7 +58,7 @@ class Connection(asyncio.Protocol):
         self._full = False  # the socket has not taken yet all that was written
         self._promises: list[asyncio.Future[None]] = []  # of who waits until it has
         self._deadline, self._timer_at = math.inf, math.inf
-        self._late: Callable[[], None] = self.abort
+        self._late: Callable[[Connection], None] = Connection.abort  # a method of ours would hold us
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = typing.cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=0)  # a write is done when the socket has all of it
-        self._expect(self.server.conn_params.header_timeout, self.abort)
+        self._expect(self.server.conn_params.header_timeout, Connection.abort)
 
     def data_received(self, data: bytes) -> None:
         if self._leaving:
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
         said = exchange.received or self._buffer != b"" or bool(self._body and self._body.ended)
         waits = said and self.loop.time() - exchange.began < self.RIGHT_BEHIND
         if waits:
-            self._expect(self.HALF_CLOSED, self.abort)
+            self._expect(self.HALF_CLOSED, Connection.abort)
         return waits
 
     def pause_writing(self) -> None:
@@ -148,7 +148,7 @@ class Connection(asyncio.Protocol):
             return self.abort()
         if not self._head_began:
             self._head_began = True
-            self._expect(self.server.request_timeout, self._refuse_late)
+            self._expect(self.server.request_timeout, Connection._refuse_late)
         if check_size(self._buffer) and not self._long_line:  # nobody knows yet whose it is
             if self.server.long_lines >= self.server.MAX_LONG_LINES:
                 raise ApiError("REQ_009", retry_after=1)
@@ -165,7 +165,7 @@ class Connection(asyncio.Protocol):
     def _serve(self, head: Head) -> None:
         self._head_began = False
         exchange = self.exchange = Http1Exchange(self, head)
-        self._expect(self.HALF_CLOSED if self._half_closed else None, self.abort)
+        self._expect(self.HALF_CLOSED if self._half_closed else None, Connection.abort)
         exchange.whole = 0 < head.length <= min(len(self._buffer), self.PENDING)
         delegate = self.server.start_request(self, exchange)
         prepared = delegate.headers_received(head.line, head.headers)
@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
             return self.refuse(ApiError("REQ_004", status=413))
         if head.headers.get("Expect", "").lower() == "100-continue" and not self._buffer and exchange.version_1_1:
             self.send(CONTINUE)
-        self._expect(self.HALF_CLOSED if self._half_closed else exchange.body_timeout, self.abort)
+        self._expect(self.HALF_CLOSED if self._half_closed else exchange.body_timeout, Connection.abort)
         self._advance()
 
     def _take_body(self, exchange: Http1Exchange, body: Fixed | Chunks) -> None:
@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
             return
         if body.ended:
             self._body = None
-            self._expect(self.HALF_CLOSED if self._half_closed else None, self.abort)
+            self._expect(self.HALF_CLOSED if self._half_closed else None, Connection.abort)
             exchange.end_request(exchange.delegate)
         elif self._buffer:
             self.loop.call_soon(self._advance)  # so that who sends fast does not keep the loop to itself
@@ -268,7 +268,7 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         """Ready for the next request."""
         self.exchange = None
-        self._expect(self.server.conn_params.header_timeout, self.abort)
+        self._expect(self.server.conn_params.header_timeout, Connection.abort)
         if self._buffer:
             self.server.serve_soon(self._advance)
         elif self._half_closed:
@@ -297,7 +297,7 @@ class Connection(asyncio.Protocol):
             self._paused = crowded
             (self._transport.pause_reading if crowded else self._transport.resume_reading)()
 
-    def _expect(self, seconds: float | None, late: Callable[[], None]) -> None:
+    def _expect(self, seconds: float | None, late: Callable[[Connection], None]) -> None:
         """Call ``late`` unless this is called again within the time. One timer serves for all: most are never due."""
         self._deadline, self._late = (self.loop.time() + seconds if seconds else math.inf), late
         if self._deadline < self._timer_at:
@@ -313,7 +313,7 @@ class Connection(asyncio.Protocol):
         if self.lost or self._deadline == math.inf:
             return
         if self.loop.time() >= self._deadline:
-            self._late()
+            self._late(self)
         else:
             self._set_timer()
 
@@ -327,7 +327,7 @@ class Connection(asyncio.Protocol):
         if self._transport and not self.lost:
             if self._transport.can_write_eof():
                 self._transport.write_eof()
-            self._expect(self.LINGER, self.abort)
+            self._expect(self.LINGER, Connection.abort)
 
     def abort(self) -> None:
         if self._transport:

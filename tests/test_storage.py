@@ -1233,7 +1233,13 @@ def test_a_poll_tells_of_what_is_removed_between_its_beginning_and_its_search(
     assert missed == (expected if is_told else None)
 
 
-def test_garbage_is_seldom_searched_for_while_a_crowd_waits(tmp_path: Path) -> None:
+def test_garbage_is_seldom_searched_for_while_a_crowd_waits_and_in_small_parts(tmp_path: Path) -> None:
+    searched: list[int] = []
+
+    def note(phase: str, facts: dict[str, int]) -> None:
+        if phase == "start" and facts["generation"] == 1:
+            searched.append(len(gc.get_objects(0)) + len(gc.get_objects(1)))
+
     async def scene(storage: Storage) -> int:
         bus = plugin("crowds").CrowdedBus(
             storage, load_settings({"root": str(tmp_path), "storage": str(tmp_path)}, {}), Hooks([])
@@ -1249,9 +1255,13 @@ def test_garbage_is_seldom_searched_for_while_a_crowd_waits(tmp_path: Path) -> N
         return int(gc.get_stats()[0]["collections"] - before)
 
     usual = gc.get_threshold()
+    gc.callbacks.append(note)
     try:
-        assert with_storage(tmp_path, scene) <= 2
+        assert with_storage(tmp_path, scene) <= 4
+        kept: list[list[int]] = [[] for _ in range(150_000)]
+        assert kept and 0 < max(searched) < 25_000
     finally:
+        gc.callbacks.remove(note)
         gc.set_threshold(*usual)
 
 

@@ -609,6 +609,27 @@ def test_an_issue_and_a_type_the_other_way_round_are_told(
     assert cco(*command, "issue-8", "issue-7") == (1, "", f"{told}\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["results get i-1 TYPE", "results list --agent-type TYPE", "agent list --type TYPE", "context get i-1 TYPE",
+     "context refresh --agent-type TYPE", "context clear --agent-type TYPE", "agent spawn --issue i-1 --type TYPE",
+     "brief i-1 TYPE", "token --type TYPE"],
+)  # fmt: skip
+def test_every_command_tells_of_a_misspelt_agent_type_which_one_is_near(
+    words: str, cco: Callable[..., tuple[int, str, str]]
+) -> None:
+    task = ["--task", "x"] if words.startswith("agent spawn") else []
+    code, _, err = cco(*words.replace("TYPE", "tset-engineer").split(), *task)
+    assert code in (1, 2) and "Unknown agent type tset-engineer, did you mean test-engineer?" in err, err
+
+
+def test_a_known_agent_type_that_did_nothing_is_not_called_unknown(cco: Callable[..., tuple[int, str, str]]) -> None:
+    said = (1, "", "cco: ux-designer has stored no result on nowhere\n")
+    assert cco("results", "get", "nowhere", "ux-designer") == said
+    assert cco("results", "list", "--agent-type", "ux-designer") == (0, "(none)\n", "")
+    assert cco("agent", "list", "--type", "ux-designer") == (0, "(none)\n", "")
+
+
 def test_an_issue_in_the_place_of_a_result_is_told_as_one(
     here: Here, cco: Callable[..., tuple[int, str, str]], issue: str
 ) -> None:
@@ -882,6 +903,82 @@ def test_an_awaited_agents_last_line_is_a_line_of_its_own(here: Here, written: b
     before, _, after = ended.stderr.rpartition("python-specialist-")
     assert after.endswith(" completed\n") and before.endswith(shown)  # read with \r and \r\n as line ends
     assert before.count("z") >= written.count(b"z")
+
+
+WAITING = ["agent", "spawn", "--type", "python-specialist", "--issue", "waited", "--task", "slow 0", "--wait"]
+
+
+def test_a_wait_for_an_agent_that_is_cut_short_says_that_it_goes_on_and_how_to_see_it(
+    here: Here, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    waiting = subprocess.Popen(
+        [sys.executable, str(MODULE), *WAITING, "--env", f"TEST_GATE={gate}"],
+        cwd=here.root, env=here.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert waiting.stderr
+    agent = waiting.stderr.readline().split()[0]
+    try:
+        assert waiting.stderr.readline() == "working on slow 0\n"
+        waiting.send_signal(signal.SIGINT)
+        shown, said = waiting.communicate(timeout=15)
+        assert (waiting.returncode, shown) == (130, "") and f"cco: {agent} goes on: " in said
+        words = re.findall(r"`[^`]+ (agent [^`]+)`", said)
+        assert [each.split()[1] for each in words] == ["logs", "kill"]
+        assert here.run("agent", "status", agent, "--format", "json").stdout.count('"state": "running"') == 1
+        gate.touch()
+        assert here.run(*words[0].split()).stdout == "working on slow 0\ndone\n"
+    finally:
+        gate.touch()
+        waiting.kill()
+        waiting.communicate()
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_wait_for_an_agent_goes_on_when_the_service_starts_again(tmp_path: Path, end: str) -> None:
+    here, gate, said = Here(tmp_path), tmp_path / "gate", tmp_path / "said"
+    here.start()
+    with said.open("w") as file:
+        waiting = subprocess.Popen(
+            [sys.executable, str(MODULE), *WAITING, "--env", f"TEST_GATE={gate}"],
+            cwd=here.root, env=here.environment(), stdout=subprocess.PIPE, stderr=file, text=True,
+        )  # fmt: skip
+    try:
+        until(lambda: "working on slow 0" in said.read_text())
+        getattr(here, end)()
+        until(lambda: "trying again" in said.read_text())
+        here.start()
+        gate.touch()
+        shown, _ = waiting.communicate(timeout=30)
+        assert waiting.returncode == 0, said.read_text()
+        assert said.read_text().count("trying again") == 1 and "\ndone\n" in said.read_text()
+        assert "output_tail" not in shown and "completed" in shown
+    finally:
+        gate.touch()
+        waiting.kill()
+        waiting.communicate()
+        here.stop()
+
+
+def test_a_wait_for_an_agent_whose_service_stays_away_ends_and_says_that_the_agent_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, gate = Here(tmp_path), tmp_path / "gate"
+    here.start()
+    client = plugin("client")
+    monkeypatch.setattr(client, "PATIENCE", 0)
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: here.kill()))
+    monkeypatch.setenv("XDG_STATE_HOME", str(here.state))
+    monkeypatch.chdir(here.root)
+    try:
+        assert cco_sidecar.main([*WAITING, "--env", f"TEST_GATE={gate}"]) == 3
+        agent, *_, last = capsys.readouterr().err.split("\n", 1)
+        agent = agent.split()[0]
+        assert f"{agent} goes on, unless " in last and f" agent logs -f {agent[-12:-4]}`" in last
+    finally:
+        gate.touch()
+        here.stop()
+        end_stragglers()
 
 
 def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_killed(

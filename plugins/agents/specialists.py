@@ -5,6 +5,8 @@ for one that is not known.
 What a repository's own agents or another plugin call by one of these names keeps the category that it has here.
 """
 
+from collections.abc import Iterable
+
 from cco_sidecar import AGENT_TYPES, AgentTypes, Hooks, Settings, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import did_you_mean, nearest
@@ -42,16 +44,18 @@ class NearestTypes(AgentTypes):
 
     def problem(self, agent_type: str) -> str:
         """With the type that may have been meant: for one word a type that has it as a part, our own before others."""
-        known = sorted(self.categories, key=lambda name: (name not in OWN_TYPES, name))
-        part = nearest(agent_type, sorted({part for name in known for part in name.split("-")}))
-        sharing = [name for name in known if part in name.split("-")]
-        if agent_type in known:
-            close = ""
-        elif "-" not in agent_type and 0 < len(sharing) < 10:  # more would share "specialist"
-            close = f", did you mean {sharing[0]}?"
-        else:
-            close = did_you_mean(agent_type, known)
-        return super().problem(agent_type) + close
+        known = self.categories
+        return super().problem(agent_type) + ("" if agent_type in known else nearest_type(agent_type, known))
+
+
+def nearest_type(agent_type: str, names: Iterable[str]) -> str:
+    """The end of a message that refuses ``agent_type``."""
+    known = sorted(names, key=lambda name: (name not in OWN_TYPES, name))
+    part = nearest(agent_type, sorted({part for name in known for part in name.split("-")}))
+    sharing = [name for name in known if part in name.split("-")]
+    if "-" not in agent_type and 0 < len(sharing) < 10:  # more would share "specialist"
+        return f", did you mean {sharing[0]}?"
+    return did_you_mean(agent_type, known)
 
 
 OWN_TYPES = categories_of(AGENT_TYPES)

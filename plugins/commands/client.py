@@ -35,9 +35,17 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.agents.specialists import nearest_type
 from cco_sidecar_plugins.agents.type_list import type_list
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused, running_types
-from cco_sidecar_plugins.commands._client_view import explain, print_event, random_part, show_context, show_list
+from cco_sidecar_plugins.commands._client_view import (
+    explain,
+    print_event,
+    random_part,
+    short_id,
+    show_context,
+    show_list,
+)
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number, text_or_input
 
@@ -99,6 +107,7 @@ def command_context_refresh(options: argparse.Namespace) -> int:
         facts = {"context": "current" if context["cache_hit"] else "built anew", "files": context["file_count"]}
         rows.append({"issue_id": issue, "agent_type": agent_type, **facts, "bytes": context["total_size_bytes"]})
     if not rows and (options.issue or options.agent_type):
+        check_type(options, options.agent_type)
         raise StartError("no agent has worked there yet; name both --issue and --agent-type", REFUSED)
     return show(options, {"contexts": rows}, "contexts")
 
@@ -118,6 +127,7 @@ def command_context_clear(options: argparse.Namespace) -> int:
     issue = options.issue or options.named_issue
     if bool(issue or options.agent_type) is options.all:
         raise StartError("context clear takes an issue, --agent-type or both, or --all")
+    check_type(options, options.agent_type)
     return show(options, clear_cache(Client(options), issue, options.agent_type))
 
 
@@ -182,7 +192,10 @@ def command_results_list(options: argparse.Namespace) -> int:
         "since": options.since,
         "limit": options.limit,
     }
-    return show_list(options, client.call("GET", "/api/results", query=query), "results")
+    answer = client.call("GET", "/api/results", query=query)
+    if not answer["results"]:
+        check_type(options, options.agent_type)
+    return show_list(options, answer, "results")
 
 
 def command_results_get(options: argparse.Namespace) -> int:
@@ -202,6 +215,7 @@ def command_results_get(options: argparse.Namespace) -> int:
     query = {"issue_id": options.id, "agent_type": options.type, "limit": 1}
     found = client.call("GET", "/api/results", query=query)["results"]
     if not found:
+        check_type(options, options.type)
         raise StartError(f"{options.type} has stored no result on {options.id}", REFUSED)
     return show(options, found[0])
 
@@ -304,12 +318,31 @@ def command_agent_spawn(options: argparse.Namespace) -> int:
 
 
 def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> int:
-    """Show an agent's output on stderr until it ends, then its status; the agent's own exit code."""
+    """Show an agent's output on stderr until it ends, then its status; the agent's own exit code. Where that is cut
+    short it is said that the agent goes on.
+    """
+    shown, ended = (client.command(f"agent {word} {short_id(agent_id)}") for word in ("logs -f", "kill"))
+    try:
+        status = shown_to_its_end(client, agent_id)
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):  # the same Ctrl-C may have ended the reader of a pipe
+            sys.stderr.write(f"\ncco: {agent_id} goes on: `{shown}` shows it again, `{ended}` ends it\n")
+        raise
+    except NotReachable as error:
+        later = f"{agent_id} goes on, unless it is stopped by --stop-agents: later `{shown}` shows it again"
+        raise NotReachable(f"{error}; {later}") from None
+    show(options, {name: value for name, value in status.items() if name != "output_tail" or options.format != "table"})
+    code = GOOD if status["state"] == "completed" else status["exit_code"] or REFUSED
+    return 128 - code if code < 0 else code
+
+
+def shown_to_its_end(client: Client, agent_id: str) -> dict[str, Any]:
+    """Show an agent's output on stderr until it ends; its status."""
     offset, text = 0, f"{agent_id} started\n"
     sys.stderr.write(text)
     while True:
-        status = client.call("GET", f"/api/agents/{agent_id}/status")
-        logs = client.call("GET", f"/api/agents/{agent_id}/logs", query={"since": offset})
+        status = call_again(client, f"/api/agents/{agent_id}/status")
+        logs = call_again(client, f"/api/agents/{agent_id}/logs", query={"since": offset})
         sys.stderr.write(logs["text"])
         sys.stderr.flush()
         offset, text = logs["next_offset"], logs["text"] or text
@@ -318,15 +351,36 @@ def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> 
         time.sleep(0 if logs["text"] else 0.3)
     because = f": {status['reason']}" if status.get("reason") else ""
     sys.stderr.write(f"{'' if text.endswith(chr(10)) else chr(10)}{agent_id} {status['state']}{because}\n")
-    show(options, status)
-    code = GOOD if status["state"] == "completed" else status["exit_code"] or REFUSED
-    return 128 - code if code < 0 else code
+    return status
+
+
+def call_again(client: Client, path: str, query: dict[str, Any] | None = None) -> Any:
+    """The answer to a GET, which is repeated for PATIENCE while the service is not reachable: it may be starting again.
+    Raises NotReachable.
+    """
+    deadline, told = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            return client.call("GET", path, query=query)
+        except NotReachable as error:
+            if time.monotonic() > deadline:
+                raise
+            if not told:
+                sys.stderr.write(f"cco: {error}; trying again for {PATIENCE} s\n")
+            told = True
+            time.sleep(0.2)
+
+
+PATIENCE = 10  # seconds
 
 
 def command_agent_list(options: argparse.Namespace) -> int:
     query = {"state": options.state, "status": options.status, "agent_type": options.type, "issue_id": options.issue}
     query |= {"since": options.since, "limit": options.limit}
-    return show_list(options, Client(options).call("GET", "/api/agents", query=query), "agents")
+    answer = Client(options).call("GET", "/api/agents", query=query)
+    if not answer["agents"]:
+        check_type(options, options.type)
+    return show_list(options, answer, "agents")
 
 
 def command_agent_status(options: argparse.Namespace) -> int:
@@ -394,6 +448,16 @@ def command_agent_types(options: argparse.Namespace) -> int:
 
 
 # -- what they share
+
+
+def check_type(options: argparse.Namespace, agent_type: str | None) -> None:
+    """Raises StartError where the running service knows no agent type of this name. What a former type left behind is
+    found all the same, so commands call this where nothing is found.
+    """
+    told = running_types(options) if agent_type else None
+    names = [row["agent_type"] for row in told["agent_types"]] if told else []
+    if agent_type and names and agent_type not in names:
+        raise StartError(f"Unknown agent type {agent_type}{nearest_type(agent_type, names)}", REFUSED)
 
 
 def whole_id(client: Client, kind: str, text: str) -> str:

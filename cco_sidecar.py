@@ -2148,7 +2148,6 @@ class Records:
     # -- results: ``body`` is the whole record as JSON, ``output`` what later agents see of it, also as JSON
 
     count_results = select_value(f"{COUNTED} 'results:' || ?", 0)
-    issue_head = select_value(f"select max(seq) {MINE}", 0)  # changes with every result of the issue
     newest_result = select_value(f"select id {MINE} order by seq desc limit 1", "")
     issue_facts = select_rows(  # the newest first, from an index alone
         f"select agent_type, category, status, proposed {MINE} order by seq desc limit ?"
@@ -2179,9 +2178,7 @@ class Records:
     mean_agent_seconds = select_value(
         f"select avg(ended - started) {SPAWNED} and ended is not null and pid is not null", 0.0
     )
-    latest_task: Callable[..., str | None] = select_value(
-        f"select task {SPAWNED} and issue = ? and task != '' order by seq desc limit 1", None
-    )
+    latest_task = select_value(f"select task {SPAWNED} and issue = ? and task != '' order by seq desc limit 1", "")
 
     def insert_agent(self, row: dict[str, Any]) -> None:
         """``row`` has what is known of COLUMNS, and depth, permissions and only_issue of its token."""
@@ -2875,10 +2872,10 @@ class Contexts:
         self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
         self._bytes = self._hits = self._misses = 0
         # by the newest event, which each result comes with: a query waits for threads that build contexts
-        self._newest = functools.lru_cache(1000)(lambda seq, *issue: storage.read.issue_head(*issue))
+        self._newest = functools.lru_cache(1000)(lambda seq, *issue: storage.read.newest_result(*issue))
         self.project = hooks.part(Project, settings)(settings.root, settings.storage)
         self._index_folder = settings.storage / "index"
-        self._plugins = tuple(sorted(plugin.name for plugin in hooks.loaded))
+        self._code = repr((__version__, settings.project, sorted(plugin.name for plugin in hooks.loaded)))
 
     def start(self) -> None:
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
@@ -2906,22 +2903,28 @@ class Contexts:
         if any(tag.strip() in (etag, etag[2:], "*") for tag in known.split(",")):  # with W/ or without
             self._hits += 1
             return b"", etag
-        before, content = self._cache.get(key, ("", b""))
-        if before == etag:
+        if content := self.kept(key, state, etag):
             self._hits += 1
-            self._cache.move_to_end(key)
-            return content, etag
-        content, _, etag = await self.made(key, state, etag)
+        else:
+            content, _, etag = await self.made(key, state, etag)
         return content, etag
 
     def _etag(self, key: ContextKey, state: ProjectState) -> str:
         """Weak: a hit, a build and their compressed forms differ in bytes alone (RFC 9110, 8.8.1)."""
         results = self._newest(self._storage.head, self._settings.project, key.issue_id)
-        return etag_of(key, __version__, self._plugins, self._settings.project, state.digest, results)
+        facts = repr((msgspec.structs.astuple(key), self._code, state.digest, results))
+        return f'W/"{checksum(facts)[7:39]}"'
 
     async def task(self, issue_id: str) -> str:
-        """The task for a request that says none, "" where it is not known: the issue's latest spawn's."""
-        return self._storage.read.latest_task(self._settings.project, issue_id) or ""
+        """The task for a request that says none: the issue's latest spawn's, "" without one."""
+        return self._storage.read.latest_task(self._settings.project, issue_id)
+
+    def kept(self, key: ContextKey, state: ProjectState, etag: str) -> bytes:
+        """The cached context with this ETag, b"" where there is none."""
+        before, content = self._cache.get(key, ("", b""))
+        if before == etag:
+            self._cache.move_to_end(key)
+        return content if before == etag else b""
 
     async def made(self, key: ContextKey, state: ProjectState, etag: str) -> BuiltContext:
         """The context as ``answer`` gives it, and its ETag. Raises CTX_001, CTX_002."""
@@ -3060,12 +3063,6 @@ class Contexts:
 BuiltContext = tuple[bytes, bytes, str]  # as ``Contexts.answer`` gives it, and its ETag
 
 
-@functools.lru_cache(256)  # hashing takes longer than all else of a cached context
-def etag_of(key: ContextKey, *facts: Any) -> str:
-    asked = repr((msgspec.structs.astuple(key), facts))
-    return f'W/"{hashlib.sha256(asked.encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
-
-
 # -- the budget
 
 BYTES_PER_TOKEN = 4  # an estimate for English and code; tokenizers differ from each other by more than it errs
@@ -3105,8 +3102,7 @@ class Project:
                 found[name] = mtime, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
         files = [FileFact(name, it[2], it[0]) for name in names if (it := found.get(name)) and not stat.S_ISDIR(it[4])]
         young = any(is_young(max(mtime, ctime), now) for mtime, ctime, *_ in found.values())
-        all_facts = repr((found, git, head)).encode("utf-8", "surrogateescape")
-        digest = secrets.token_hex(16) if young else hashlib.sha256(all_facts).hexdigest()
+        digest = secrets.token_hex(16) if young else checksum(repr((found, git, head)))
         return ProjectState(str(self._root), files, git, head, digest)
 
     def without_secrets(self, files: list[FileFact]) -> list[FileFact]:
@@ -3265,18 +3261,27 @@ def without_filters(names: set[str]) -> list[str]:
 
 def git_output(command: list[str], environ: dict[str, str]) -> bytes:
     try:
-        done = subprocess.run(command, env=environ, capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        raise GitError("git took more than 30 seconds") from None
+        child = Git(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except FileNotFoundError:
-        raise GitMissing("git is not installed") from None
+        raise GitError("git is not installed") from None
     except OSError as error:
         raise GitError(f"git cannot be run: {error.strerror}") from None
-    if done.returncode:
-        said = re.search(r"(?ms)^(?:error|fatal): (?:(?!\nusage: ).){,4000}", done.stderr.decode("utf-8", "replace"))
-        why = MACHINE_PATH.sub(r"\1\2", said[0] if said else f"it ended by {done.returncode}")
-        raise GitError(f"git: {' '.join(redact(why)[0].split())}"[:500], done.stdout)
-    return done.stdout
+    with child:
+        try:
+            output, errors = child.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise GitError("git took more than 30 seconds") from None
+    if child.returncode:
+        said = re.search(r"(?ms)^(?:error|fatal): (?:(?!\nusage: ).){,4000}", errors.decode("utf-8", "replace"))
+        why = MACHINE_PATH.sub(r"\1\2", said[0] if said else f"it ended by {child.returncode}")
+        raise GitError(f"git: {' '.join(redact(why)[0].split())}"[:500], output)
+    return output
+
+
+class Git(subprocess.Popen[bytes]):
+    def wait(self, timeout: float | None = None) -> int:
+        return super().wait()  # its output has ended: Popen would look in steps of 1 ms and more
 
 
 class GitError(OSError):
@@ -3285,10 +3290,6 @@ class GitError(OSError):
     def __init__(self, why: str, output: bytes = b"") -> None:
         super().__init__(why)
         self.output = output
-
-
-class GitMissing(GitError):
-    """There is no program ``git`` on PATH."""
 
 
 LIST_SETTINGS = ("config", "--list", "--show-scope", "--name-only", "-z")  # whose output a caller may know: ``listed``
@@ -4399,12 +4400,8 @@ def clean_text(text: str) -> str:
 def iso(moment: float | None = None) -> str:
     """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now)."""
     latest = 253_402_300_799.0  # a file may claim to be of the year 20000
-    return iso_second(int(time.time() if moment is None else min(max(moment, 0.0), latest)))
-
-
-@functools.lru_cache(4096)
-def iso_second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    moment = time.time() if moment is None else min(max(moment, 0.0), latest)
+    return datetime.fromtimestamp(int(moment), UTC).isoformat().replace("+00:00", "Z")
 
 
 http_date = functools.lru_cache(2)(tornado.httputil.format_timestamp)  # of epoch seconds

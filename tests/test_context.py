@@ -137,6 +137,19 @@ def test_alone_a_folder_that_is_no_repository_has_the_files_that_are_not_hidden(
         cco_sidecar.Project(repository, tmp_path).look()
 
 
+def test_git_is_waited_for_without_looking_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = write(tmp_path / "git", "#!/bin/sh\necho said; exec >&- 2>&-; sleep 0.3; exit $CODE\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"sleeps for {seconds} s"))
+    monkeypatch.setenv("CODE", "0")
+    assert cco_sidecar.ask_git(tmp_path, "version") == b"said\n"
+    monkeypatch.setenv("CODE", "7")
+    with pytest.raises(cco_sidecar.GitError, match="it ended by 7"):
+        cco_sidecar.ask_git(tmp_path, "version")
+    assert cco_sidecar.run_git(tmp_path, "version") is None
+
+
 def test_an_unknown_agent_type_is_not_found(architect: Client) -> None:
     answer = architect.get("/api/context/issue-1/fortune-teller")
     assert (answer.status_code, answer.json()["code"]) == (404, "AGT_002")

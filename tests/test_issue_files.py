@@ -222,7 +222,7 @@ def asking_contexts(settings: Settings, first: Callable[..., Any], *plugins: Cal
     rows = [SimpleNamespace(function=function) for function in (issue_files.resolve_issue, *plugins)]
     contexts._settings = settings
     contexts._hooks = SimpleNamespace(first=first, implementations={"resolve_issue": rows})
-    contexts._storage = SimpleNamespace(read=SimpleNamespace(latest_task=lambda *_: None))
+    contexts._storage = SimpleNamespace(read=SimpleNamespace(latest_task=lambda *_: ""))
     return contexts
 
 

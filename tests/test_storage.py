@@ -757,7 +757,7 @@ READS = {
     "what routing looks at": lambda read: read.issue_facts("p", "i", 9),
     "the last coder": lambda read: read.rows(plugin("proposals").LAST_OF_A_CODER, "p", "i"),
     "outputs": lambda read: read.issue_outputs("p", "i", 9),
-    "the issue's head": lambda read: read.issue_head("p", "i"),
+    "the newest result": lambda read: read.newest_result("p", "i"),
     "an agent's result": lambda read: latest_result(read, "p", "a"),
     "an agent's success": lambda read: read.one(plugin("keeper").SUCCESS, "p", "a", 0),
     "agents": lambda read: page(read, "agent"),

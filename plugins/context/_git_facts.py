@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import secrets
+import shutil
 import typing
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
@@ -23,7 +24,6 @@ from cco_sidecar import (
     FileFact,
     GitContext,
     GitError,
-    GitMissing,
     Project,
     ProjectState,
     ask_git,
@@ -82,7 +82,9 @@ def list_files(root: Path, prefix: str | None, scratch: Path) -> list[str]:
     try:
         environ = borrowed_git(root, scratch) if prefix is None else None
         listed = ask_git(root, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--deduplicate", env=environ)
-    except GitMissing:
+    except GitError:
+        if shutil.which("git"):
+            raise
         names = sorted(walk_files(root))
         if any(os.path.lexists(folder / ".git") for folder in (root, *root.parents)) or any(
             name.rpartition("/")[2] == ".gitignore" for name in names
@@ -121,12 +123,11 @@ def git_prefix(root: Path) -> str | None:
         return None
     try:
         found = ask_git(root, "rev-parse", "--is-inside-work-tree", "--show-prefix")
-    except GitMissing:
-        return None
     except GitError as error:
-        if "not a git repository (or any" not in str(error) or is_damaged(root):
-            raise
-        return None
+        outside = "not a git repository (or any" in str(error) and not is_damaged(root)
+        if outside or shutil.which("git") is None:
+            return None
+        raise
     inside, _, prefix = os.fsdecode(found).partition("\n")
     return prefix.removesuffix("\n") if inside == "true" else None
 

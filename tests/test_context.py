@@ -849,6 +849,12 @@ def test_agent_types_that_are_given_the_same_share_one_context_where_no_plugin_g
         assert (answer["agent_type"], answer["context"]) == (f"{name}-specialist", own["context"])
         hits[name] = answer["cache_hit"]
     assert [name for name in hits if hits[name]] == ["go", "flask", "typescript", "refactoring"]
+    assert alike.client().get("/status").json()["storage"]["context_cache_entries"] == 4  # no copy is kept
+    asked = {"agent_type": "go-specialist", "task": "handler"}
+    assert answer_of(alike.client(), **asked)["cache_hit"] is True
+    assert alike.client().delete("/api/cache/context/issue-1?agent_type=go-specialist").json()["entries_removed"] == 1
+    assert alike.client().get("/status").json()["storage"]["context_cache_entries"] == 3
+    assert answer_of(alike.client(), **asked)["agent_type"] == "go-specialist"
     write(repository / "src/lib.rs", "fn handler() {}\n")
     rust, go = (files_of(alike.client(), agent_type=f"{name}-specialist", task="handler") for name in ("rust", "go"))
     assert "src/lib.rs" in rust and rust != go

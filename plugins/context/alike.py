@@ -25,32 +25,36 @@ def part_class(base: type) -> type | None:
 
 
 class AlikeContexts(Contexts):
-    """Waits for the context that is being made; renames that of the first agent type that is given the same."""
+    """Waits for the context that is being made, and renames that of the first agent type that is given the same. Such a
+    copy is made anew for each answer: keeping it would cost several times as much, and the cache its room.
+    """
+
+    def kept(self, key: ContextKey, state: ProjectState, etag: str) -> bytes:
+        first = self._first(key, state)
+        if first == key:
+            return super().kept(key, state, etag)
+        return renamed(super().kept(first, state, self._etag(first, state)), first, key)
 
     async def made(self, key: ContextKey, state: ProjectState, etag: str) -> BuiltContext:
         """The same, made once for all who ask at the same time, also where the first of them hangs up."""
+        first = self._first(key, state)
+        if first != key:
+            return await self._copied(key, first, state, etag)
         making = self._making.get(etag)
         if making is None:
-            first = self._first(key, state)
-            work = super().made(key, state, etag) if first == key else self._renamed(key, first, state)
-            making = self._making[etag] = asyncio.create_task(work)
+            making = self._making[etag] = asyncio.create_task(super().made(key, state, etag))
             making.add_done_callback(lambda _: self._making.pop(etag))
         return await asyncio.shield(making)
 
-    async def _renamed(self, key: ContextKey, first: ContextKey, state: ProjectState) -> BuiltContext:
+    async def _copied(self, key: ContextKey, first: ContextKey, state: ProjectState, etag: str) -> BuiltContext:
         self._misses += 1
-        etag, own = self._etag(first, state), self._etag(key, state)  # a result may have come since this was begun
-        found, content = self._cache.get(first, ("", b""))
-        if found != etag:
-            fresh, content, found = await self.made(first, state, etag)
-            content = content if found == etag else fresh  # one that is not kept
+        wanted = self._etag(first, state)
+        fresh, shared, found = await self.made(first, state, wanted)
         async with self._turns:  # those who waited for it are answered by and by, so that others get their turn
             await asyncio.sleep(0)
-        before, after = (b'"agent_type":%b' % msgspec.json.encode(each.agent_type) for each in (first, key))
-        copy = content.replace(before, after, 1)  # which nothing was built for: it says cache_hit, and is kept as it is
-        built = copy, copy, own if found == etag else found
-        self._keep(key, own, built)
-        return built
+        # A copy, which nothing was built for, says cache_hit; but not where the context is one that is not kept.
+        copy = renamed(shared if found == wanted else fresh, first, key)
+        return copy, copy, etag if found == wanted else found
 
     def _first(self, key: ContextKey, state: ProjectState) -> ContextKey:
         """The parameters of the context that this one is a copy of, ``key`` where it is none."""
@@ -58,7 +62,14 @@ class AlikeContexts(Contexts):
             return key
         there, spoken = getattr(state, "languages", ANY_LANGUAGE), spoken_by(key.agent_type)
         alike = (there, key.category, bool(spoken), there.intersection(spoken))
-        return msgspec.structs.replace(key, agent_type=self._firsts.setdefault(alike, key.agent_type))
+        first = self._sources[key.agent_type] = self._firsts.setdefault(alike, key.agent_type)
+        return msgspec.structs.replace(key, agent_type=first)
+
+    def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
+        """Also what the contexts of the type are copies of."""
+        types = {agent_type, self._sources.get(agent_type, agent_type)}
+        found = [super(AlikeContexts, self).clear(issue_id, each) for each in types]
+        return sum(entries for entries, _ in found), sum(size for _, size in found)
 
     @functools.cached_property
     def _making(self) -> dict[str, asyncio.Task[BuiltContext]]:
@@ -75,9 +86,20 @@ class AlikeContexts(Contexts):
         return {}
 
     @functools.cached_property
+    def _sources(self) -> dict[str | None, str]:
+        """The agent type whose context is given, renamed, by the type that is given it."""
+        return {}
+
+    @functools.cached_property
     def _alone(self) -> bool:
         """Whether nobody else's code has a say in what contexts hold."""
         hooks = ("rank_files", "context_section")
         code = [row.function for hook in hooks for row in self._hooks.implementations[hook]]
         modules = {each.__module__ for each in (*code, *type(self).__mro__[:-1])} - {Contexts.__module__}
         return all(module.startswith(f"{PACKAGE}.") for module in modules)
+
+
+def renamed(content: bytes, first: ContextKey, key: ContextKey) -> bytes:
+    """The context of one agent type as that of another."""
+    before, after = (b'"agent_type":%b' % msgspec.json.encode(each.agent_type) for each in (first, key))
+    return content.replace(before, after, 1)

@@ -35,11 +35,12 @@ Threads: everything lives on the event loop, where a method without ``await`` is
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
-    __name__ == "__main__" or sys.argv[0].endswith(("cco", "cco.exe"))
+    __name__ == "__main__" or os.path.basename("".join(sys.argv[:1])) in ("cco", "cco.exe")
 ):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends a start without a traceback; WholeProgram has it interrupt
 if collecting := gc.isenabled():
@@ -65,7 +66,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import queue
 import random
 import re
@@ -211,7 +211,7 @@ def option(default: Any, read: Callable[[Any], Any], help: str, metavar: str = "
     return msgspec.field(default_factory=Option(default, read, help, metavar, plugin))
 
 
-class Settings(Struct, frozen=True, eq=False, weakref=True):
+class Settings(Struct, frozen=True, eq=False, kw_only=True, weakref=True):
     """Every option: flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the default here.
     plugins/_settings.py adds those that only plugins read, and keys of settings files.
     """
@@ -2894,7 +2894,7 @@ class Contexts:
             log.error("the project cannot be read: %s", one_line(error))
             known_why = isinstance(error, GitError)  # others name paths of this machine
             raise ApiError("CTX_001", f"The project cannot be read: {error}" if known_why else "") from None
-        max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * (query.max_tokens or query.max_bytes))
+        max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
         key = ContextKey(
             issue_id=issue_id, agent_type=agent_type, category=category, task=query.task or await self.task(issue_id),
             max_bytes=max_bytes, max_files=query.max_files, reader=query.reader,
@@ -3381,7 +3381,7 @@ class Redaction:
 
     def redact(self, content: str) -> tuple[str, int]:
         number = 0
-        for pattern in SECRETS if len(content) >= LEAST else ():
+        for pattern in SECRETS if len(content) >= SHORTEST else ():
             content, found = without_secrets(content, re.compile(pattern))
             number += found
         return content, number
@@ -3401,7 +3401,7 @@ class Redaction:
 
     def redact_given(self, text: str, name: str) -> tuple[str, int]:
         """``redact`` for a text in a field ``name`` of JSON: as code would give it, where the name tells so."""
-        if len(text) >= LEAST and SECRET_NAME.search(name):
+        if len(text) >= SHORTEST and SECRET_NAME.search(name):
             redacted, number = self.redact(f'{name} = "{text}"')
             if redacted.endswith(REDACTED + '"'):
                 return redacted[:-1].removeprefix(f'{name} = "'), number
@@ -3423,7 +3423,8 @@ def without_secrets(content: str, pattern: re.Pattern[str], looks_real: Callable
     return "".join([*kept, content[last:]]), len(kept)
 
 
-WINDOW, LEAST = 64 * 1024, 8  # letters in which a secret begins, of half as many; in a text with one
+WINDOW = 64 * 1024  # letters in which a secret begins; it has half as many at most
+SHORTEST = 8  # letters of a text that holds a secret
 JSON_TEXT = re.compile(rb'("(?:[^"\\]++|\\.)*+")(:?)')  # names of fields end in a colon
 REDACTED = "[REDACTED]"
 SECRET_NAME = re.compile(

@@ -99,7 +99,7 @@ def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
     return {name: read_command(command) for name, command in table.items()}
 
 
-class PluginSettings(Settings, frozen=True, eq=False):
+class PluginSettings(Settings, frozen=True, eq=False, kw_only=True):
     """The core's options and those of the bundled plugins; the module makes its settings of this class."""
 
     agent_command: tuple[str, ...] | None = option(

@@ -1203,6 +1203,19 @@ def test_a_start_that_is_interrupted_says_nothing_and_leaves_nothing(
         process.wait()
 
 
+@pytest.mark.parametrize(
+    "words", [["/usr/bin/tobacco"], ["-c"], []], ids=["a name that ends alike", "no file", "no name"]
+)
+def test_a_program_that_imports_the_module_keeps_its_own_way_with_ctrl_c(words: list[str]) -> None:
+    code = (
+        f"import signal, sys, threading\nsys.argv = {words}\nimported = threading.Thread(target=__import__,"
+        " args=['cco_sidecar'])\nimported.start()\nimported.join()\nassert 'cco_sidecar' in sys.modules\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=MODULE.parent, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_after_kill_9_the_next_start_takes_over_with_everything_that_was_promised(
     make_service: Callable[..., Service],
 ) -> None:

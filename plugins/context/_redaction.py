@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import LEAST, SECRET_NAME, SECRETS, Redaction, T, without_secrets
+from cco_sidecar import SECRET_NAME, SECRETS, SHORTEST, Redaction, T, without_secrets
 from cco_sidecar_plugins._patterns import late_pattern
 
 
@@ -121,7 +121,7 @@ def given_to_secrets(pieces: list[bytes], texts: list[str]) -> Iterator[tuple[in
     for at, (text, after) in enumerate(zip(texts, pieces[2::2], strict=True)):
         if after[:1] == b":":
             name = text[-80:] if SECRET_NAME.search(text[-80:]) else ""
-        elif name and len(text) >= LEAST:
+        elif name and len(text) >= SHORTEST:
             yield at, name
 
 

@@ -536,6 +536,13 @@ MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
          "else/where/build.gradle": "dependencies { \n runtimeOnly platform(libs.junit.api.get())\n kapt 'k:apt:1' }", "no/build.gradle": "dependencies {\n api 'no:no:1'\n}"},
         {"com.squareup:okhttp": "4.12", "org.junit:api": "5.10", "a:rich": "[1,2)", "x:y": "2", "k:apt": "1"},
     ),
+    "Gradle's comments, statements in one line and odd bundles": (
+        {"settings.gradle": "include('a', // why\n  'b')\ninclude 'c'; include 'd' // include 'no'\n",
+         "gradle/libs.versions.toml": '[libraries]\nx = "g:x:1"\n[bundles]\nodd = 5\ngood = ["x", 5]\n', "a/build.gradle": "dependencies {\n  api libs.bundles.good\n}",
+         "b/build.gradle": 'maven { url "https://h/x" }\ndependencies {\n  api "g:b:1"\n}', "c/build.gradle": "dependencies {\n  api libs.bundles.odd\n  api 'g:c:1'\n}",
+         "d/build.gradle": 'dependencies {\n  api "g:d:1" // "\n  /* "\n  api "no:no:1"\n*/}', "no/build.gradle": "dependencies {\n  api 'no:no:1'\n}"},
+        {"g:x": "1", "g:b": "1", "g:c": "1", "g:d": "1"},
+    ),
     "Groovy's settings of Gradle": (
         {"settings.gradle": "include ':a', \"b\"\ninclude 'c'\nproject(':c').projectDir = new File(settingsDir, '../outside')\n",
          "build.gradle": "allprojects { }\n", "a/build.gradle": "dependencies {\n  api 'g:a:1'\n}", "b/build.gradle": "dependencies {\n  api 'g:b:$v'\n}"},
@@ -557,15 +564,20 @@ MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
          "packages/ui/pubspec.yaml": "name: ui\ndependencies:\n  core: any\n  flutter:\n    sdk: flutter\n  side: {path: ../side}\n", "packages/no/pubspec.yaml": "dependencies:\n  no: 1.0.0\n"},
         {"lints": "any", "http": "^1.2.0", "path": ">=1.8.0 <2.0.0", "own": "^2.0.0", "flutter": "", "side": ""},
     ),
+    "pub's workspace in brackets, names in quotes": (
+        {"pubspec.yaml": "name: top\nworkspace: [core, 'ui']\n", "core/pubspec.yaml": "name: 'core'\ndependencies:\n  http: ^1.2.0\n",
+         "ui/pubspec.yaml": "name: \"ui\"\ndependencies:\n  core: any\n", "no/pubspec.yaml": "dependencies:\n  no: 1.0.0\n"},
+        {"http": "^1.2.0"},
+    ),
     "melos' packages": (
         {"pubspec.yaml": "name: top\ndependencies:\n  melos: ^6.0.0\n", "melos.yaml": "name: top\npackages:\n  - 'packages/**'\n",
          "packages/a/b/pubspec.yaml": "name: b\ndependencies:\n  http: ^1.2.0\n"},
         {"melos": "^6.0.0", "http": "^1.2.0"},
     ),
     "sbt": (
-        {"build.sbt": 'libraryDependencies += "org.typelevel" %% "cats-core" % "2.10.0"\nlibraryDependencies ++= Seq(\n  "org.scalatest" %%% "scalatest" % "3.2" % Test, // "no" % "no" % "1"\n'
+        {"build.sbt": 'resolvers += "x" at "https://h/x"; libraryDependencies += "u.v" % "w" % "1"\nlibraryDependencies += "org.typelevel" %% "cats-core" % "2.10.0"\nlibraryDependencies ++= Seq(\n  "org.scalatest" %%% "scalatest" % "3.2" % Test, // "no" % "no" % "1"\n'
          '  "a.b" % "c" % version\n)\n/* "no" % "no" % "2" */\n', "project/Dependencies.scala": 'val x = "d.e" %% "f" % "4"\n', "project/plugins.sbt": 'addSbtPlugin("no" % "no" % "1")\n'},
-        {"org.typelevel:cats-core": "2.10.0", "org.scalatest:scalatest": "3.2", "a.b:c": "", "d.e:f": "4"},
+        {"org.typelevel:cats-core": "2.10.0", "org.scalatest:scalatest": "3.2", "u.v:w": "1", "a.b:c": "", "d.e:f": "4"},
     ),
     "Swift's packages": (
         {"Package.swift": 'let package = Package(dependencies: [\n  .package(url: "https://user:word@host.example/vapor/vapor.git", from: "4.0.0"),\n  .package(\n    name: "X",\n'
@@ -580,6 +592,14 @@ MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
 def test_dependencies_of_a_project_s_modules(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
     write(tmp_path, given)
     assert manifests.read_dependencies(ProjectFiles(tmp_path, given)) == expected
+
+
+@table(MODULES)
+def test_a_manifest_that_others_name_counts_once(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
+    write(tmp_path, given)
+    size = sum((tmp_path / name).stat().st_size for name in given)
+    files = ProjectFiles(tmp_path, given, size + 1)
+    assert manifests.read_dependencies(files) == expected and files.parsed(next(iter(given)), lambda file: True)
 
 
 def test_a_module_that_cannot_be_read_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,6 @@ plugin metadata of cco_sidecar. No manifest is run.
 
 from __future__ import annotations
 
-import functools
 import posixpath
 import re
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ GRADLE = late_pattern(
     r"""(?:\s*,\s*version\s*[:=]\s*["']([^"']*))?)"""
 )
 OF_CATALOG = late_pattern(CONFIGURATION + r"libs\.(\w[\w.]*)")
-INCLUDE = late_pattern(r"""(?m)^[ \t]*include\b[\s(]*+((?:["'][^"'\n]{1,200}["']\s*+,?\s*+)++)""")
+INCLUDE = late_pattern(r"""(?m)(?:^|;)[ \t]*include\b[\s(]*+((?:["'][^"'\n]{1,200}["']\s*+,?\s*+)++)""")
 MOVED = late_pattern(
     r"""(?m)^[ \t]*project\(\s*["']([^"'\n]{1,200})["']\s*\)\.projectDir\s*=\s*(?:new\s+)?[fF]ile\(\s*(?:\w+\s*,\s*)?"""
     r"""["']([^"'\n]{1,200})["']"""
@@ -34,27 +33,23 @@ MOVED = late_pattern(
 Catalog = dict[str, Versions]  # by the names that build files have for a library, or for a bundle of them
 
 
-def gradle_dependencies(file: File) -> Versions:
-    return gradle_file(file, catalog_of(file))
-
-
 def gradle_modules(file: File) -> Versions:
     """Those of the projects that a settings.gradle or settings.gradle.kts includes."""
-    text, catalog = without_comments(file.text()), catalog_of(file)
+    text = without_comments(file.text())
     names = (name for names in INCLUDE.findall(text) for name in re.findall(r"""["']([^"'\n]+)""", names)[::2])
     moved = {name.strip(":"): place for name, place in MOVED.findall(text)}
     included = dict.fromkeys(name.strip(":") for name in names)
     folders = [moved.get(name, name.replace(":", "/")) for name in included][:MOST_MODULES]
     places = [posixpath.normpath(f"{folder}/build.gradle{end}") for folder in folders for end in ("", ".kts")]
-    read = functools.partial(gradle_file, catalog=catalog)
-    return merged(file.files.parsed(place, read) or {} for place in places)
+    return merged(file.files.parsed_once(place, gradle_dependencies) or {} for place in places)
 
 
-def gradle_file(file: File, catalog: Catalog) -> Versions:
-    """Those that are written as ``"group:name:version"``, ``group: …, name: …`` or by their names in the ``catalog``;
-    "" for a version in a variable.
+def gradle_dependencies(file: File) -> Versions:
+    """Those that are written as ``"group:name:version"``, ``group: …, name: …`` or by their names in the catalog; ""
+    for a version in a variable.
     """
     text = without_comments(file.text())
+    catalog: Catalog = file.files.parsed_once("gradle/libs.versions.toml", catalog_file) or {}
     found: Versions = {}
     for together, version, group, name, other in GRADLE.findall(text):
         version = version or other
@@ -63,16 +58,12 @@ def gradle_file(file: File, catalog: Catalog) -> Versions:
     return merged((found, *named))
 
 
-def catalog_of(file: File) -> Catalog:
-    return file.files.parsed("gradle/libs.versions.toml", catalog_file) or {}
-
-
 def catalog_file(file: File) -> Catalog:
     data = file.toml()
     versions, libraries = file.table(data, "versions"), file.table(data, "libraries")
     catalog = {in_build_files(alias): library(value, versions) for alias, value in libraries.items()}
     for alias, aliases in file.table(data, "bundles").items():
-        held = [catalog.get(in_build_files(str(each)), {}) for each in aliases if isinstance(aliases, list)]
+        held = [catalog.get(in_build_files(str(each)), {}) for each in (aliases if isinstance(aliases, list) else ())]
         catalog[f"bundles.{in_build_files(alias)}"] = merged(held)
     return catalog
 
@@ -96,8 +87,11 @@ def library(value: Any, versions: dict[str, Any]) -> Versions:
 
 
 def without_comments(text: str) -> str:
-    """Without those between ``/*`` and ``*/``; after a sign, as in ``**/*.kt``, it begins none."""
-    return re.sub(r"(?s)(?<!\S)/\*.*?(?:\*/|\Z)", "", text)
+    """Without what follows ``//`` and what stands between ``/*`` and ``*/``; in quotes these are signs as others."""
+    return COMMENT.sub(lambda found: found[1] or "", text)
+
+
+COMMENT = late_pattern(r"""(?s)("(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')|//[^\n]*+|/\*.*?(?:\*/|\Z)""")
 
 
 # -- Go
@@ -105,9 +99,9 @@ def without_comments(text: str) -> str:
 
 def go_dependencies(file: File) -> Versions:
     """What the module in the root and those of a workspace require, and none of these modules."""
-    folders = ["", *(file.files.parsed("go.work", go_folders) or [])][:MOST_MODULES]
+    folders = ["", *(file.files.parsed_once("go.work", go_folders) or [])][:MOST_MODULES]
     places = dict.fromkeys(posixpath.normpath(posixpath.join(folder, "go.mod")) for folder in folders)
-    read = [found for place in places if (found := file.files.parsed(place, go_mod))]
+    read = [found for place in places if (found := file.files.parsed_once(place, go_mod))]
     own = {module for module, _ in read}
     return {name: version for name, version in merged(each for _, each in read).items() if name not in own}
 
@@ -154,7 +148,7 @@ def pubspec_dependencies(file: File) -> Versions:
 
     def read(package: File) -> None:
         text = package.text()
-        names.update(re.findall(r"(?m)^name:[ \t]*(\w+)", text))
+        names.update(re.findall(r"(?m)^name:[ \t]*[\"']?(\w+)", text))
         found.extend(pubspec_block(yaml_block(text, f"{kind}dependencies")) for kind in ("", "dev_"))
 
     read(file)
@@ -195,15 +189,14 @@ def sbt_dependencies(file: File) -> Versions:
 
 
 def sbt_file(file: File) -> Versions:
-    text = re.sub(r"(?m)//.*$", "", without_comments(file.text()))
-    return {f"{group}:{name}": version for group, name, version in SBT.findall(text)}
+    found = SBT.findall(without_comments(file.text()))
+    return {f"{group}:{name}": version for group, name, version in found}
 
 
 def swift_dependencies(file: File) -> Versions:
     """By the names of their repositories."""
-    text = re.sub(r"(?m)^[ \t]*//.*$", "", without_comments(file.text()))
     found: Versions = {}
-    for url, kind, version, low, sign, high in SWIFT.findall(text):
+    for url, kind, version, low, sign, high in SWIFT.findall(without_comments(file.text())):
         name = url.rstrip("/").rpartition("/")[2].removesuffix(".git")
         found[name] = f"{kind}: {version}" if kind else f"{low}{sign}{high}"
     return found

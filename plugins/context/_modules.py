@@ -43,7 +43,9 @@ def package_members(file: File, data: dict[str, Any]) -> list[str]:
 
 
 def yaml_list(text: str, key: str) -> list[str]:
-    """The list ``key`` at the top of a YAML text, one item a line."""
+    """The list ``key`` at the top of a YAML text, one item a line or all in brackets."""
+    if flow := re.search(rf"(?m)^{key}:[ \t]*\[([^\]#]*)\]", text):
+        return [item.strip(" \t\r\n\"'") for item in flow[1].split(",")]
     lines = (line.strip() for line in yaml_block(text, key))
     return [line[1:].partition(" #")[0].strip(" \t\"'") for line in lines if line.startswith("-")]
 

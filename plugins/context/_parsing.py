@@ -47,6 +47,7 @@ class ProjectFiles:
     def __init__(self, root: Path, listed: Collection[str] | None = None, room: float = math.inf) -> None:
         self.root = os.path.realpath(root)
         self._listed, self._room = None if listed is None else tuple(listed), room
+        self._counted, self._kept = set[str](), dict[tuple[str, Any], Any]()
         self.incomplete = False  # a file that is there could not be read, or not in time: later it may be
         self.told = Told(self._listed)
 
@@ -55,11 +56,12 @@ class ProjectFiles:
         ``limit`` bytes, must not be read or makes ``parse`` raise. Blocks.
         """
         try:
-            if self._room <= 0:
+            if self._room <= 0 and name not in self._counted:
                 self.tell("", "further manifests, as those that were read are too large together")
                 return None
             content = self._read(name, limit)
-            self._room -= len(content or b"")
+            self._room -= 0 if name in self._counted else len(content or b"")
+            self._counted.add(name)
             return None if content is None else parse(File(self, name, content))
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -69,6 +71,13 @@ class ProjectFiles:
             shows_content = type(error).__module__ == "configparser"  # its message quotes lines of the file
             self.tell(name, type(error).__name__ if shows_content else one_line(error)[:200])
             return None
+
+    def parsed_once(self, name: str, parse: Callable[[File], T]) -> T | None:
+        """What ``parsed`` gives, kept for the other files that name this one."""
+        if (name, parse) not in self._kept:
+            self._kept[name, parse] = self.parsed(name, parse)
+        found: T | None = self._kept[name, parse]
+        return found
 
     def ending_with(self, *endings: str) -> list[str]:
         """The listed files whose names end so, in any case; those near the root first, at most 300."""

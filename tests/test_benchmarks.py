@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import re
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cco_sidecar import import_file
 from tests.benchmarks import percentile, row, table
 from tests.benchmarks.__main__ import DECIDING, IN_FULL, MODULES, SAFEST, in_full, in_readme, main
 from tests.benchmarks.pictures import FOLDER, apart, draw
-from tests.benchmarks.servers import ROOT, running_all
+from tests.benchmarks.servers import PROBE, ROOT, running_all
 from tests.benchmarks.throughput import exchanges, once
 from tests.benchmarks.trees import make_tree
 from tests.benchmarks.wire import NEW, repeated, run
@@ -148,3 +153,28 @@ def test_the_limit_answers_the_same_bytes_and_the_event_loop_is_looked_at(tmp_pa
             assert run(repeated(bare.port, exchange.limit, exchange.status, 0.02, 2)) > 0
             assert run(repeated(sidecar.port, exchange.request, exchange.status, 0.02, 2)) > 0
             assert sidecar.held(end=True) and not sidecar.held(end=True)
+
+
+@pytest.mark.parametrize(("starved", "least", "most"), [(0.0, 4_999, math.inf), (2.0, 2_999, math.inf), (1e6, 0, 0)])
+def test_the_event_loop_is_not_blamed_for_the_time_in_which_it_had_no_processor(
+    monkeypatch: pytest.MonkeyPatch, starved: float, least: float, most: float
+) -> None:
+    probe = import_file(PROBE / "held.py")
+    monkeypatch.setattr(probe, "starved", lambda: 10 + starved)
+
+    async def scene() -> None:
+        probe.look(time.perf_counter() - 5 - probe.INTERVAL, 10)
+        probe.Held.timer.cancel()
+
+    asyncio.run(scene())
+    (late,) = probe.Held.late
+    assert least <= late <= most
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it")
+def test_the_time_without_a_processor_is_that_of_the_loops_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = import_file(PROBE / "held.py")
+    with probe.SCHEDULE.open("rb") as file:
+        monkeypatch.setattr(probe.Held, "schedule", file.fileno())
+        before, own = probe.starved(), int(probe.SCHEDULE.read_text().split()[1]) / 1e9
+        assert 0 <= before <= own <= probe.starved()

@@ -34,8 +34,8 @@ def row(
 
     ``ours`` and ``limit`` are the values of the rounds, which belong together in pairs; ``unit`` is theirs ("/s",
     "ms", "MB", ...). ``goal`` speaks of the median: "ratio <= 1.3" (ours / limit), "difference <= 1.5" (ours - limit)
-    or "value <= 20"; without one nothing is judged. ``held`` has the milliseconds for which callbacks kept the
-    service's event loop from others meanwhile. ``point`` is where a picture shows the median: its name, the line's
+    or "value <= 20"; without one nothing is judged. ``held`` has the milliseconds for which the
+    service's event loop let others wait meanwhile. ``point`` is where a picture shows the median: its name, the line's
     and the place on the horizontal axis.
     """
     found: Row = {"name": name, "unit": unit, **middle("", ours), "goal": goal, "met": None, "point": point}

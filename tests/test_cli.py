@@ -227,6 +227,29 @@ def test_a_context_without_files_says_so(
     assert cco(*words, "--since", etag)[:2] == (0, "(none: no file has changed since that answer)\n")
 
 
+@pytest.mark.parametrize(
+    ("left_out", "cut", "said"),
+    [
+        (["a.py"], False, "cut; left out: 1 not chosen for test-engineer"),
+        (["a.py"], True, "cut (files); left out: 1 not chosen for test-engineer or cut"),
+        ([".env", "logo.xyz"], False, "cut; left out: 1 may hold credentials, 1 in no known language"),
+        ([], False, "cut, nothing left out"),
+    ],
+)
+def test_how_many_files_a_context_does_not_hold_is_said_with_the_reason(
+    left_out: list[str], cut: bool, said: str
+) -> None:
+    names = ["given.py", *left_out]
+    context = {
+        "agent_type": "test-engineer", "truncated": cut, "truncation_strategy": "files", "total_size_bytes": 5,
+        "estimated_tokens": 1, "context": {
+            "relevant_files": [{"path": "given.py"}],
+            "project_structure": {"files": names, "total_files": len(names)},
+        },
+    }  # fmt: skip
+    assert plugin("_client_view").sums_of(context).endswith(said)
+
+
 def test_a_context_is_explained_by_rank_score_share_and_reasons(cco: Callable[..., tuple[int, str, str]]) -> None:
     words = ("context", "get", "cli-1", "python-specialist", "--task", "session cookie of src/main.py", "--explain")
     code, out, err = cco(*words)
@@ -235,7 +258,12 @@ def test_a_context_is_explained_by_rank_score_share_and_reasons(cco: Callable[..
     assert re.fullmatch(r"1 +[\d.]+ +src/main\.py +whole +named in the task.*", first) and re.match(
         r"2 +[\d.]+ +src/session_store\.py", second
     )
-    assert re.fullmatch(r"\d+ of \d+ files, [\d,]+ bytes, about [\d,]+ tokens, nothing left out; index ready\n", err)
+    sums = re.fullmatch(
+        r"(\d+) of (\d+) files, [\d,]+ bytes, about [\d,]+ tokens, nothing cut; left out: (.*); index ready\n", err
+    )
+    assert sums and len(out.splitlines()) - 1 == int(sums[1])
+    left_out = dict(reversed(part.split(" ", 1)) for part in sums[3].split(", "))
+    assert int(sums[2]) - int(sums[1]) == sum(map(int, left_out.values())), err
     code, out, err = cco(*words, "--max-tokens", "700", "--format", "json")
     assert (
         code == 0 and set(json.loads(out)["files"][0]) == {"rank", "score", "path", "given", "why"} and "cut (" in err

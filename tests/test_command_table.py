@@ -189,6 +189,9 @@ def test_the_help_lists_what_people_type_in_one_order_and_every_argument_is_expl
     assert "cco: start: no such command, did you mean serve? (" in refusal(cco("start"))
     assert "cco: version: no such command, did you mean --version? (" in refusal(cco("version"))
     assert "cco: stop: no such command; the service stops on Ctrl-C" in refusal(cco("stop"))
+    assert "cco: pipeline: no such command, did you mean run? (" in refusal(cco("pipeline"))
+    assert "cco: browse: no such command, did you mean dashboard? (" in refusal(cco("browse"))
+    assert "cco: client: no such command; the plugin client adds agent, brief, " in refusal(cco("client"))
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from cco_sidecar import GOOD
+from cco_sidecar import GOOD, language_of
 from cco_sidecar_plugins.commands._printing import cell, print_fitted, show, yaml_lines
+from cco_sidecar_plugins.context._withheld import is_secret
 
 # -- contexts
 
@@ -82,10 +83,24 @@ def context_text(context: dict[str, Any]) -> str:
 
 def sums_of(context: dict[str, Any]) -> str:
     """How much of the project a context holds."""
-    cut = f"cut ({context['truncation_strategy']})" if context["truncated"] else "nothing left out"
-    files, total = len(context["context"]["relevant_files"]), context["context"]["project_structure"]["total_files"]
+    files, structure = context["context"]["relevant_files"], context["context"]["project_structure"]
     sizes = f"{context['total_size_bytes']:,} bytes, about {context['estimated_tokens']:,} tokens"
-    return f"{files} of {total} files, {sizes}, {cut}"
+    how = f"cut ({context['truncation_strategy']})" if context["truncated"] else "nothing cut"
+    missing = "" if context.get("unchanged_files") else missing_of(context)
+    return f"{len(files)} of {structure['total_files']} files, {sizes}, {how}{missing}"
+
+
+def missing_of(context: dict[str, Any]) -> str:
+    """How many files of the project a context does not hold, and why."""
+    given, structure = context["context"]["relevant_files"], context["context"]["project_structure"]
+    paths = set(structure["files"]) - {file["path"] for file in given}
+    secret = {path for path in paths if is_secret(path)}
+    unknown = {path for path in paths - secret if language_of(path) == "unknown"}
+    others = structure["total_files"] - len(given) - len(secret) - len(unknown)
+    chosen = f"not chosen for {context['agent_type']}{' or cut' if context['truncated'] else ''}"
+    counts = {"may hold credentials": len(secret), "in no known language": len(unknown), chosen: others}
+    told = [f"{number} {why}" for why, number in counts.items() if number > 0]
+    return f"; left out: {', '.join(told)}" if told else ", nothing left out"
 
 
 def given_of(file: dict[str, Any]) -> str:

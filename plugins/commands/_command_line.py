@@ -209,9 +209,10 @@ def load_commands(commands: Commands, words: Sequence[str]) -> Iterator[None]:
     for file in sorted(
         bundled_plugins("def register_commands("), key=lambda file: not any(contains(file, name) for name in names)
     ):
-        hooks = SafeHooks([])
+        hooks, before = SafeHooks([]), set(commands.choices)
         hooks.load_files([file])
         collections.deque(hooks.ask("register_commands", commands=commands), 0)
+        commands.by_plugin[file.stem] = commands.choices.keys() - before
         yield
     with contextlib.suppress(StartError):  # the settings cannot be read: what there is must do
         flags, _ = option_parser().parse_known_args(words)
@@ -332,6 +333,10 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
 
     more: Iterator[None]  # each step adds some
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.by_plugin: dict[str, set[str]] = {}  # the names that a bundled plugin added
+
     def __call__(
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
@@ -367,6 +372,8 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
         same = next((ours for ours, others in SAME_WORDS.items() if word in others and ours in self.choices), "")
         if close := same or nearest(word, names):
             return f", did you mean {names[close]}?"
+        if added := [name for name in self.listed() if name in self.by_plugin.get(word, ())]:
+            return f", did you mean {added[0]}?" if not added[1:] else f"; the plugin {word} adds {', '.join(added)}"
         if after == "cco" and os.path.isdir(word):
             return f", did you mean --root {word}?"
         return f"; there are {', '.join(self.listed())}"

@@ -2875,7 +2875,8 @@ class Contexts:
         self._newest = functools.lru_cache(1000)(lambda seq, *issue: storage.read.newest_result(*issue))
         self.project = hooks.part(Project, settings)(settings.root, settings.storage)
         self._index_folder = settings.storage / "index"
-        self._code = repr((__version__, settings.project, sorted(plugin.name for plugin in hooks.loaded)))
+        code = __version__, settings.project, sorted(plugin.name for plugin in hooks.loaded)
+        self._code = checksum(repr(code))  # short: it is hashed with each request
 
     def start(self) -> None:
         self._index_folder.mkdir(mode=0o700, exist_ok=True)

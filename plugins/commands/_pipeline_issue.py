@@ -102,7 +102,6 @@ class Story:
         self.view, self._issue, self._interrupts = view, issue, interrupts
         self.history: set[str] | None = None  # agents that had ended before we began; None until we have
         self.started: dict[str, float] = {}  # agents that were shown as started or found, and when they began
-        self._took: dict[str, float] = {}  # how long agents took that we saw start, or run, and end
         self._told: set[str] = set()  # agents that were shown as ended
 
     def start(self, spawned: dict[str, Any], proposal: NextAgent, number: int) -> None:
@@ -121,8 +120,6 @@ class Story:
                 continue
             if agent_id not in self.started:
                 self._find(agent)
-            elif agent["ended_at"]:
-                self._took[agent_id] = time.monotonic() - self.started[agent_id]
             if agent["ended_at"]:
                 row = self.row(agent, plan)
                 with self._interrupts.deferred():
@@ -146,15 +143,14 @@ class Story:
         files = {entry if isinstance(entry, str) else entry["path"] for entry in entries}
         return {
             "agent_id": agent["agent_id"], "agent_type": agent["agent_type"], "state": agent["state"],
-            "seconds": self._seconds(agent), "status": result.get("status"), "source": record.get("source"),
+            "seconds": seconds_taken(agent), "status": result.get("status"), "source": record.get("source"),
             "files_changed": len(files), "decision": short_decision(result), "reason": plan.reason(agent),
         }  # fmt: skip
 
-    def _seconds(self, agent: dict[str, Any]) -> float:
-        """How long it took: measured where we saw its start and end, else the whole seconds that its times tell."""
-        if agent["agent_id"] in self._took:
-            return round(self._took[agent["agent_id"]], 2)
-        return int(seconds_of(agent["ended_at"]) - seconds_of(agent["started_at"])) if agent["ended_at"] else 0
+
+def seconds_taken(agent: dict[str, Any]) -> int:
+    """How long an agent took, by its own times, which every run reads alike; 0 where it has not ended."""
+    return int(seconds_of(agent["ended_at"]) - seconds_of(agent["started_at"])) if agent["ended_at"] else 0
 
 
 class Interrupts:

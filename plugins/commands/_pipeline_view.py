@@ -140,7 +140,8 @@ def started_line(facts: dict[str, Any]) -> Iterable[str]:
 
 def ended_line(facts: dict[str, Any]) -> Iterable[str]:
     about = (
-        f"{facts['status'] or facts['state']} after {facts['seconds']:.1f} s, {counted(facts['files_changed'], 'file')}"
+        f"{facts['status'] or facts['state']} after {shown_seconds(facts['seconds'])},"
+        f" {counted(facts['files_changed'], 'file')}"
         " changed"
     )
     yield f"{facts['agent_type']} {about}" + (f": {facts['decision']}" if facts["decision"] else "")
@@ -178,6 +179,5 @@ SUMMARY: dict[str, Callable[[dict[str, Any]], str]] = {  # column: what it shows
 }
 
 
-def shown_seconds(seconds: float) -> str:
-    """To the tenth where it was measured; of an agent of an earlier run whole seconds alone are known."""
-    return f"{seconds:.1f} s" if isinstance(seconds, float) else f"{seconds or '<1'} s"
+def shown_seconds(seconds: int) -> str:
+    return f"{seconds or '<1'} s"

@@ -400,6 +400,28 @@ def test_a_command_that_cannot_run_an_agent_is_told_at_the_start(
     assert ("WARNING" in service.log) is bool(told), service.log
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--agent-command", "aider"], "aider takes no list of commands"),
+        (["--agent-command", "BIN/pia -p {prompt}"], "pia is started in your own words"),
+        (["--agent-command", "claude", "--agent-commands", '{"qa-engineer": "BIN/pia -p {prompt}"}'], "pia is started"),
+        (["--agent-command", "claude"], ""),
+    ],
+)
+def test_a_command_that_cannot_be_given_a_list_of_commands_is_told_once_at_the_start(
+    make_service: Callable[..., Service], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], told: str
+) -> None:
+    for name in ("claude", "aider", "pia"):
+        (tmp_path / name).symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    words = [option.replace("BIN", str(tmp_path)) for option in options]
+    service = make_service(*words, "--agent-may", "pytest")
+    body = {"agent_type": "python-specialist", "issue_id": "issue-1"}
+    assert service.client().post("/api/agents/spawn", body).status_code == 201
+    assert service.log.count(" hears of --agent-may by {prompt} alone\n") == bool(told) and told in service.log
+
+
 def test_a_type_whose_command_cannot_run_is_named_with_its_line(
     make_service: Callable[..., Service], repository: Path
 ) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cco_sidecar import (
     Launcher,
     Tokens,
     hookimpl,
+    log_once,
     write_file,
 )
 from cco_sidecar_plugins._patterns import late_pattern
@@ -344,6 +345,19 @@ class KnowingLauncher(Launcher):
             problems += [f"{where}: {problem}" for problem in problems_of(settings.agent_command, settings.root, who)]
         for problem in dict.fromkeys(problems):
             log.warning("%s", problem)
+        for name, command in settings.agent_commands.items():
+            tell_unheard(command, settings.may(name))
+        tell_unheard(settings.agent_command or None, any(settings.agent_may.values()))
+
+
+def tell_unheard(configured: Sequence[str] | None, may: Collection[str] | bool) -> None:
+    """Warn, once for each program, where it cannot be started with a list of what it ``may`` run."""
+    name = known_name(configured)
+    if may and name and PROGRAMS[name].may is None:
+        log_once(f"{name} takes no list of commands: it hears of --agent-may by {{prompt}} alone")
+    elif may and configured and not name:
+        own = os.path.basename(configured[0])
+        log_once(f"{own} is started in your own words: it hears of --agent-may by {{prompt}} alone")
 
 
 def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:
@@ -376,8 +390,7 @@ def agent_command(launch: AgentLaunch, settings: PluginSettings) -> AgentCommand
     if not (name := known_name(launch.configured)):
         return None
     program, may = PROGRAMS[name], settings.may(launch.agent_type)
-    if may and program.may is None:
-        log.warning("agent %s: %s takes no list of commands, as --agent-may names them", launch.agent_id, name)
+    tell_unheard(launch.configured, may)
     program.write_files(Path(launch.agent_folder), UNASKED + may)
     return program.command(UNASKED + may, settings.agent_approvals == "ask")
 

@@ -254,6 +254,9 @@ def test_wrong_methods_are_405_and_say_which_are_right(service: Service, path: s
 IGNORED = [  # request, what the header names, what the log says
     ("GET", "/api/events/wait/ping?timout=5&timeout=0", None, "timout", "timout, did you mean timeout?"),
     ("GET", "/api/results?isue_id=a&isue_id=b&x%0d%0ay=1", None, "isue_id, x%0D%0Ay", "issue_id?; x%0D%0Ay"),
+    ("GET", "/status?gr%C3%B6%C3%9Fe=1", None, "gr%C3%B6%C3%9Fe", "gr%C3%B6%C3%9Fe"),
+    ("GET", f"/status?{'&'.join(f'x{n:02}=1' for n in range(30, 0, -1))}", None,
+     ", ".join(f"x{n:02}" for n in range(1, 11)), "x10"),
     ("GET", "/status?issue_id=a", None, "issue_id", "issue_id"),
     ("POST", "/api/approvals?now=1", {"kind": "question", "text": "?", "timeout": 5}, "now, timeout",
      "timeout, did you mean timeout_seconds?"),
@@ -283,6 +286,13 @@ def test_what_an_endpoint_knows_or_keeps_is_not_named_as_ignored(service: Servic
         Client(service.url, None).request("GET", "/health?against-caches=1"),
     ):
         assert answer.ok and "X-Ignored" not in answer.headers, answer.headers
+
+
+@pytest.mark.needs_plugin("agents/hooks")
+def test_fields_of_what_a_coding_program_sends_unasked_are_not_named_as_ignored(service: Service) -> None:
+    body = {"hook_event_name": "SessionStart", "session_id": "s-1", "its_own": 1}
+    answer = service.client().post("/api/hooks/claude", body)
+    assert answer.ok and "X-Ignored" not in answer.headers, answer.headers
 
 
 def test_a_token_that_stands_for_a_parameters_name_is_not_logged(service: Service) -> None:

@@ -1,10 +1,12 @@
 """What an endpoint does not know of a query or a body is told, by the header ``X-Ignored`` and in the log.
 
-It is passed over all the same, as by the module alone: a client may be written for a service with more plugins.
+It is passed over all the same, as by the module alone: a client may be written for a service with more plugins. Not
+told are parameters of public endpoints, bodies of endpoints that read none, and fields of events and results.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
 import urllib.parse
 from collections.abc import Iterable
@@ -29,7 +31,8 @@ class TellingEndpoint(Endpoint):
         given = self.request.query_arguments
         super()._read_path_and_query(path)
         if given and not self.public:  # what asks those adds parameters against caches
-            self.tell_ignored(given, self.query_type)
+            names = (name.encode("latin-1").decode(errors="replace") for name in given)  # as Tornado reads them
+            self.tell_ignored(names, self.query_type)
 
     async def _read_body(self) -> None:
         await super()._read_body()
@@ -38,7 +41,7 @@ class TellingEndpoint(Endpoint):
 
     def tell_ignored(self, given: Iterable[str], shape: object) -> None:
         known = getattr(shape, "__struct_encode_fields__", ())
-        if not (names := sorted(set(given).difference(known))[:MAX_TOLD]):
+        if not (names := heapq.nsmallest(MAX_TOLD, set(given).difference(known))):
             return
         told = {name: urllib.parse.quote(without_tokens(name)[:MAX_NAME]) for name in names}
         self.set_header("X-Ignored", ", ".join([*self._headers.get_list("X-Ignored"), *told.values()]))

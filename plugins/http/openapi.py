@@ -405,7 +405,7 @@ def tag_of(path: str) -> str:
 def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
     """By status: the endpoint's own answers, and the refusals, which are the same everywhere."""
     described: dict[str, Any] = {}
-    metered = () if endpoint.public else METERED
+    metered = () if endpoint.public else ("X-Ignored", *METERED)
     replay = ("Idempotent-Replay",) if takes_keys(endpoint) else ()
     etag = ("ETag",) if NOT_MODIFIED in problems_of(endpoint) else ()
     refusals = refusals_of(endpoint)
@@ -416,7 +416,7 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
         if status in refusals:
             schema = {"oneOf": [schema, reference_to(ErrorAnswer)]}
         words = summary_of(shape) if is_struct(shape) else http.client.responses[status]
-        headers = headers_of("X-Request-ID", "X-Ignored", *metered, *replay, *etag, *OF_STATUS.get(status, ()))
+        headers = headers_of("X-Request-ID", *metered, *replay, *etag, *OF_STATUS.get(status, ()))
         text = {"text/markdown; charset=utf-8": {"schema": {"type": "string"}}}
         content = (text if shape is str else {"application/json": {"schema": schema}}) | ALSO.get(endpoint.__name__, {})
         described[str(status)] = {"description": words, "headers": headers}
@@ -424,7 +424,7 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
     if etag:
         described[str(NOT_MODIFIED)] = {
             "description": "What If-None-Match names is how things are.",
-            "headers": headers_of("X-Request-ID", "X-Ignored", *metered, *etag),
+            "headers": headers_of("X-Request-ID", *metered, *etag),
         }  # fmt: skip
     for status in sorted(refusals):
         described.setdefault(str(status), {"$ref": f"#/components/responses/{name_of(status)}"})

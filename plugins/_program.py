@@ -255,7 +255,7 @@ def hold_standard_streams() -> None:
         if getattr(sys, name) is None:  # output then fails as on a closed stream; nobody hears complaints
             handle = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
             os.set_inheritable(handle, True)
-            setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
+            setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=escape_unencodable.__name__)
 

@@ -591,7 +591,10 @@ def test_a_dash_stands_for_standard_input_where_a_text_is_wanted(
 
 def test_standard_input_is_read_once_and_must_be_text(here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:
     store = "results store --issue i --agent a --agent-type test-engineer --status success --decisions - --metrics=-"
-    assert cco(*store.split(), text="{}") == (2, "", "cco: - stands for standard input, which can be read once\n")
+    for twice in (store, "answer 1 - --message -"):
+        assert cco(*twice.split(), text="{}") == (2, "", "cco: - stands for standard input, which can be read once\n")
+    code, written, err = cco(*"context get i test-engineer --format json --task - --output -".split(), text="write")
+    assert code == 0 and json.loads(written)["context"], err
     command = [sys.executable, str(MODULE), "brief", "i", "test-engineer", "--task", "-"]
     done = subprocess.run(
         command, cwd=here.root, env=here.environment(), input=b"caf\xe9", capture_output=True, timeout=40

@@ -49,15 +49,13 @@ from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins, contains
 from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import meant, nearest
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, FORMATS, Command, inputs, settle, speaks_unicode
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, FORMATS, Command, settle, speaks_unicode
 
 SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """What was typed, with its command as ``run``. Raises StartError."""
-    if inputs(words) > 1:
-        raise StartError("- stands for standard input, which can be read once")
     parser = new_parser(words)
     options, unknown = parser.parse_known_args(words, argparse.Namespace(parser=parser))
     if unknown:

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from cco_sidecar import flag_of
+from cco_sidecar import StartError, flag_of
 
 FORMATS = ("table", "json", "csv")
 CLIENT_OPTIONS = ("url", "format", "root", "project", "storage", "jwt_secret", "plugins", "no_plugins")
@@ -60,16 +60,19 @@ def text_or_input(text: str) -> str:
     """
     if text != "-":
         return text
-    content = sys.stdin.buffer.read()
+    content = standard_input()
     try:
         return content.decode(json.detect_encoding(content)).rstrip("\r\n")
     except ValueError:
         raise argparse.ArgumentTypeError("standard input is no text in UTF-8, UTF-16 or UTF-32") from None
 
 
-def inputs(words: Sequence[str]) -> int:
-    """How many of ``words`` ask for standard input, which can be read once."""
-    return sum(re.fullmatch(r"(--[a-z-]+=)?-", word) is not None for word in words)
+def standard_input() -> bytes:
+    """All of standard input. Raises StartError the second time."""
+    if sys.stdin.closed:
+        raise StartError("- stands for standard input, which can be read once")
+    with sys.stdin:
+        return sys.stdin.buffer.read()
 
 
 def add_commands(commands: Any, table: dict[str, Command]) -> None:

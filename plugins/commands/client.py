@@ -47,7 +47,15 @@ from cco_sidecar_plugins.commands._client_view import (
     show_list,
 )
 from cco_sidecar_plugins.commands._printing import show
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number, text_or_input
+from cco_sidecar_plugins.commands._table import (
+    CLIENT_OPTIONS,
+    Command,
+    add_commands,
+    arg,
+    number,
+    standard_input,
+    text_or_input,
+)
 
 
 @hookimpl
@@ -532,7 +540,7 @@ def quote(text: str) -> str:
 def read_json_file(path: str) -> Any:
     """The JSON in a file, or on standard input for ``-``."""
     try:
-        content = sys.stdin.buffer.read() if path == "-" else read_path(path).read_bytes()
+        content = standard_input() if path == "-" else read_path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise StartError(f"{path}: {getattr(error, 'strerror', error)}") from None
     return read_json_argument(content, "standard input" if path == "-" else path)

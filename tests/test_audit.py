@@ -48,6 +48,16 @@ def test_the_audit_log_goes_on_where_an_earlier_run_ended(tmp_path: Path) -> Non
     assert [json.loads(text)["request_id"] for text in written] == ["req-0", "req-1"]
 
 
+def test_a_line_that_was_cut_stays_in_the_file_that_is_rotated(tmp_path: Path) -> None:
+    (tmp_path / "audit.log").write_text("{" * 990)
+    log = AuditLog(tmp_path, max_bytes=1000)
+    log.record(line(1))
+    log.close()
+    assert (tmp_path / "audit.log.1").read_text() == "{" * 990
+    (written,) = (tmp_path / "audit.log").read_text().splitlines()
+    assert json.loads(written)["request_id"] == "req-1"
+
+
 def test_a_log_that_cannot_be_rotated_goes_on_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = AuditLog(tmp_path, max_bytes=1000, files=1)
     (tmp_path / "audit.log.1" / "in the way").mkdir(parents=True)

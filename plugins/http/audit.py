@@ -103,10 +103,10 @@ class AuditLog:
         if self._closed or (reading and not request.error):
             return
         content = without_tokens(msgspec.json.encode(line_of(request)).decode()).encode() + b"\n"
-        content = b"\n" * self._torn + content
         try:
-            if self._file is None or self._size + len(content) > self._max_bytes:
+            if self._file is None or self._size + self._torn + len(content) > self._max_bytes:
                 self._rotate()
+            content = b"\n" * self._torn + content
             written = os.write(typing.cast(int, self._file), content)
             self._size, self._torn = self._size + written, written < len(content)
             if self._torn:

@@ -45,6 +45,12 @@ class Turns:
             self._left.popleft()()
 
 
+def heard(done: asyncio.Future[Any]) -> None:
+    """Take note of how ``done`` ended, since asyncio logs an error that nobody asked for."""
+    if not done.cancelled():
+        done.exception()
+
+
 class Shared(Generic[T]):
     """What was found last, for some seconds. All who come while it is looked for wait for the one who looks."""
 
@@ -58,6 +64,7 @@ class Shared(Generic[T]):
         now = time.monotonic()
         if self._found is None or (self._found.done() and now > self.until):
             self.until, self._found = now + self._seconds, asyncio.ensure_future(self._looked(look))
+            self._found.add_done_callback(heard)  # also where all who asked have gone
         return self._found.result() if self._found.done() else await asyncio.shield(self._found)
 
     async def _looked(self, look: Callable[[], Awaitable[T]]) -> T:

@@ -1293,6 +1293,30 @@ def test_what_has_expired_is_removed_also_after_a_fault(tmp_path: Path, base: ty
     assert asyncio.run(scene()) > 1
 
 
+def test_a_look_that_fails_after_all_who_asked_have_gone_is_no_error_of_the_loop() -> None:
+    async def ask() -> None:
+        loop, shared = asyncio.get_running_loop(), plugin("_turns").Shared(60)
+        loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+        looking, begun = loop.create_future(), asyncio.Event()
+
+        async def look() -> None:
+            begun.set()
+            await looking
+
+        asker = asyncio.create_task(shared.get(look))
+        await begun.wait()
+        asker.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asker
+        looking.set_exception(ValueError("it is gone"))
+        await asyncio.wait([shared._found])
+
+    told: list[str] = []
+    asyncio.run(ask())
+    gc.collect()
+    assert told == []
+
+
 def test_who_polls_without_end_leaves_others_their_turns(tmp_path: Path) -> None:
     class Bus(plugin("crowds").CrowdedBus):  # type: ignore[misc]
         REST_SECONDS = 0.5

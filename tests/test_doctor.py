@@ -592,6 +592,16 @@ def test_of_a_folder_whose_name_makes_no_project_id_it_is_told_how_to_give_one(t
     assert (found["project"]["verdict"], found["project"]["finding"]) == ("good", "mine")
     command = [sys.executable, str(MODULE), "--port", "0", "--storage", str(tmp_path / "storage")]
     told = f"{name!r} has no letter from a to z and no digit, so the project id is project"
+    given = tmp_path / "given"
+    with (
+        given.open("wb") as file,
+        subprocess.Popen([*command, "--project", "project"], cwd=root, env=clean_environment(), stderr=file) as service,
+    ):
+        try:
+            until((tmp_path / "storage/sidecar.json").exists)
+        finally:
+            service.terminate()
+    assert told not in given.read_text()
     log = tmp_path / "log"
     with log.open("wb") as file, subprocess.Popen(command, cwd=root, env=clean_environment(), stderr=file) as service:
         try:

@@ -40,8 +40,8 @@ from cco_sidecar import (
     GOOD,
     MB,
     REFUSED,
+    Server,
     Settings,
-    SidecarInfo,
     StartError,
     hookimpl,
     option_table,
@@ -77,15 +77,18 @@ def register_commands(commands: Any) -> None:
 
 
 @hookimpl
-def startup(info: SidecarInfo) -> None:
-    if problem := nameless(info.root, info.project_id):
-        log.warning("%s", problem)
+def part_class(settings: Settings, base: type) -> None:
+    if issubclass(base, Server):
+        told = nameless(settings)
+        log.warning("%s", told) if told else None
 
 
-def nameless(root: str, project: str) -> str:
-    """What to do where nothing in the folder's name can be in a project id, so that the id is as that of all such."""
-    name = Path(root).name
-    if project != "project" or re.search("[a-z0-9]", name.lower()):
+def nameless(settings: Settings) -> str:
+    """What to do where nothing in the folder's name can be in a project id, so that the id is as that of all such; ""
+    where one was given.
+    """
+    name, project = Path(settings.root).name, settings.project
+    if "project" in settings.places or re.search("[a-z0-9]", name.lower()):
         return ""
     shared = f"{name!r} has no letter from a to z and no digit, so the project id is {project}, as for all such folders"
     return f"{shared}: give it one of its own by --project, or project in cco.toml, which begins a new storage"
@@ -275,9 +278,8 @@ def check_port(settings: Settings) -> str:
 
 
 def check_project(settings: Settings) -> str:
-    if "project" not in settings.places and (problem := nameless(str(settings.root), settings.project)):
-        return f"note: {problem}"
-    return settings.project
+    problem = nameless(settings)
+    return f"note: {problem}" if problem else settings.project
 
 
 def check_git(settings: Settings) -> str:

@@ -145,6 +145,14 @@ def test_who_opens_the_services_address_in_a_browser_is_told_where_the_page_is(s
     assert anybody.request("GET", "/other").json()["message"] == "No such path, and no plugin in use adds it"
 
 
+@pytest.mark.parametrize("paths", [["/status", "/openapi.json"], ["/status"], []])
+def test_the_services_address_names_the_description_only_where_it_is_served(paths: list[str]) -> None:
+    application = SimpleNamespace(served=[(SimpleNamespace(path=path), None) for path in paths])
+    door = SimpleNamespace(request=SimpleNamespace(path="/"), application=application)
+    told = plugin("dashboard").FrontDoor.refusal(door).message
+    assert ("/openapi.json" in told) is ("/openapi.json" in paths)
+
+
 def test_a_code_is_changed_for_an_operators_token_once(service: Service) -> None:
     nobody, made = Client(service.url, None), service.client().post("/api/dashboard/code").json()
     taken = nobody.post("/api/dashboard/token", {"code": made["code"]}, headers={"Origin": service.url})

@@ -499,6 +499,26 @@ def test_the_commands_of_the_prompt_work_as_they_stand(
     assert not (folder_of(service, spawned["agent_id"]) / "curl").exists()
 
 
+@pytest.mark.parametrize("name", ["plain", 'qu"ote', "back\\\\nslash", "line\nline", "tab\tand\rreturn"])
+def test_curl_finds_the_token_in_a_folder_of_any_name(service: Service, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    for file, content in plugin("renewal").token_files(folder, service.client().token).items():
+        (folder / file).write_bytes(content)
+    command = ["curl", "-sS", "-K", "curl", f"{service.url}/status"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert "agents" in json.loads(done.stdout), (done.stdout, done.stderr)
+
+
+def test_each_folder_of_a_lent_home_is_private(tmp_path: Path) -> None:
+    (tmp_path / "own/.a").mkdir(parents=True)
+    (tmp_path / "own/.a/login").write_text("x")
+    settings = tmp_path / "agent/home/.a/settings.json"
+    plugin("connection").lend_home(settings, tmp_path / "own/.a/settings.json")
+    assert (settings.parent / "login").read_text() == "x"
+    assert [folder.stat().st_mode & 0o777 for folder in settings.parents[:3]] == [0o700] * 3
+
+
 def test_no_file_that_the_prompt_names_holds_the_token(make_service: Callable[..., Service]) -> None:
     """Some programs read every file that a prompt names into the conversation."""
     code = """\

@@ -158,7 +158,8 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 def lend_home(settings: Path, own: Path) -> None:
     """Make the folder of ``settings``, with links to all that lies beside the user's ``own`` (logins, memory)."""
-    settings.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (*reversed(settings.parent.parents), settings.parent):
+        folder.mkdir(mode=0o700, exist_ok=True)  # with ``parents`` those above would go by the umask
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(own.parent):
             if name != own.name:

@@ -110,7 +110,9 @@ class FrontDoor(UnknownRoute):
     def refusal(self) -> ApiError:
         if self.request.path != "/":
             return super().refusal()
-        return ApiError("REQ_002", "Nothing is here: `cco dashboard` opens the page, /openapi.json describes the API")
+        described = any(row.path == "/openapi.json" for row, _ in self.application.served)
+        also = ", /openapi.json describes the API" if described else ""
+        return ApiError("REQ_002", f"Nothing is here: `cco dashboard` opens the page{also}")
 
 
 # -- the page

@@ -93,11 +93,15 @@ class ShortLauncher(Launcher):
         return super()._prepare(launch, files | token_files(launch.agent_folder, files["token"].decode()))
 
 
+# How curl reads a text in quotes.
+IN_CURL = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v"})
+
+
 def token_files(folder: str | Path, token: str) -> dict[str, bytes]:
     """A token by file: alone and as a header (as an argument others would see it), and curl's configuration, which only
     names the header's file: prompts name it, and some programs read what a prompt names into the conversation.
     """
-    header = str(Path(folder, "header")).replace("\\", "\\\\").replace('"', '\\"')
+    header = str(Path(folder, "header")).translate(IN_CURL)
     curl = f'header = "@{header}"\nheader = "Content-Type: application/json"\n'
     return {"token": token.encode(), "header": f"Authorization: Bearer {token}\n".encode(), "curl": curl.encode()}
 

@@ -37,6 +37,7 @@ from cco_sidecar import (
     EventBus,
     HangUp,
     Hooks,
+    Metrics,
     NewEvent,
     Records,
     ResultFiles,
@@ -1121,7 +1122,7 @@ def test_what_many_ask_for_at_the_same_time_is_looked_for_once(
     monkeypatch.setattr(plugin("stories"), "written_issues", look)
     settings, health = load_settings({"root": str(tmp_path)}, {}), plugin("ready").SharedChecks(60)
     results = plugin("proposals").ProposingResults(None, None, None, None, settings)
-    stories = plugin("stories").Stories(types.SimpleNamespace(settings=settings, hooks=None, started=0))
+    stories = plugin("stories").Stories(types.SimpleNamespace(settings=settings, hooks=None, metrics=Metrics()))
     ask = {
         "the project's language": lambda: results.prepared({"result": "done"}),
         "the issues that are written down": stories.written,

@@ -188,7 +188,7 @@ class StrictStream(tornado.iostream.IOStream):
             else:
                 tornado.concurrent.chain_future(asyncio.ensure_future(self._read_slowly(content)), head)
         except tornado.iostream.StreamClosedError as error:
-            head.set_exception(error)
+            head.set_exception(error.with_traceback(None))  # this frame would hold both futures in a cycle
 
     def _checked(self, content: bytes) -> bytes:
         try:

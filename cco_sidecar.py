@@ -467,7 +467,7 @@ class ContextQuery(Struct):
     reader: ClassVar[object] = None  # whose brief is asked for, where the plugin brief makes one
     task: Annotated[str, Meta(max_length=TASK_LENGTH)] = ""
     max_bytes: Annotated[int, Meta(ge=2_000, le=10 * MB)] = 10 * MB
-    max_tokens: Annotated[int, Meta(ge=500)] | None = None
+    max_tokens: Annotated[int, Meta(ge=500)] = 10 * MB
     max_files: Annotated[int, Meta(ge=0, le=1000)] = 50
     since: Since = ""
 
@@ -1479,9 +1479,8 @@ class GetContext(Endpoint):
 
     async def respond(self, issue_id: str, agent_type: str) -> bytes:
         self.sidecar.tokens.check_issue(self.claims, issue_id)
-        known = self.request.headers.get("If-None-Match", "")
-        content, etag = await self.sidecar.contexts.get(issue_id, agent_type, self.query, known)
-        self._headers["ETag"] = etag
+        asked = self.query, self.request.headers.get("If-None-Match", ""), self.claims.sub
+        content, self._headers["ETag"] = await self.sidecar.contexts.get(issue_id, agent_type, *asked)
         if not content:
             self.set_status(304)
         return content
@@ -2175,10 +2174,11 @@ class Records:
     count_active_types = select_rows(
         f"select type, count(*) {SPAWNED} and state in ('starting', 'running') group by type"
     )
-    mean_agent_seconds = select_value(
-        f"select avg(ended - started) {SPAWNED} and ended is not null and pid is not null", 0.0
-    )
-    latest_task = select_value(f"select task {SPAWNED} and issue = ? and task != '' order by seq desc limit 1", "")
+    mean_agent_seconds = select_value(f"select avg(ended - started) {SPAWNED} and pid is not null", 0.0)
+    task_of = select_value(
+        "select coalesce((select task from agent where id = ? and issue = ? and task != ''),"
+        f" (select task {SPAWNED} and issue = ? and task != '' order by seq desc limit 1))", ""
+    )  # fmt: skip
 
     def insert_agent(self, row: dict[str, Any]) -> None:
         """``row`` has what is known of COLUMNS, and depth, permissions and only_issue of its token."""
@@ -2733,8 +2733,8 @@ class EventBus:
 
     async def round_trip(self) -> bool:
         """Whether a waiter that is parked and woken, as everybody's are, wakes within 2 s. For ``/health``."""
-        channel, issue = ("", "probe"), None
-        asyncio.get_running_loop().call_soon(lambda: self.wake(self._parked[*channel, issue], 1))
+        channel = "", "probe"
+        asyncio.get_running_loop().call_soon(lambda: self.wake(self._parked[*channel, None], 1))
         return await self.park(channel, ("health", Filter(), 0), 2.0, HangUp()) == 1
 
     def statistics(self) -> dict[str, Any]:
@@ -2884,21 +2884,23 @@ class Contexts:
     async def close(self) -> None:
         """The service ends; the plugins' own end here what they began at the start."""
 
-    async def get(self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "") -> tuple[bytes, str]:
+    async def get(
+        self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", sub: str = ""
+    ) -> tuple[bytes, str]:
         """The context of an issue for an agent type as JSON, and its ETag; no content where ``known``, an
-        If-None-Match, names the ETag. Raises AGT_002 and REQ_002 (404), CTX_001, CTX_002.
+        If-None-Match, names it; ``sub`` asks. Raises AGT_002 and REQ_002 (404), CTX_001, CTX_002.
         """
         category = await self._agent_types.find(agent_type, status=404)
         try:
             state = await self.project.state()
         except OSError as error:
             log.error("the project cannot be read: %s", one_line(error))
-            known_why = isinstance(error, GitError)  # others name paths of this machine
-            raise ApiError("CTX_001", f"The project cannot be read: {error}" if known_why else "") from None
-        max_bytes = min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens) if query.max_tokens else query.max_bytes
+            why = str(error) if isinstance(error, GitError) else ""  # others name paths here
+            raise ApiError("CTX_001", why and f"The project cannot be read: {why}") from None
         key = ContextKey(
-            issue_id=issue_id, agent_type=agent_type, category=category, task=query.task or await self.task(issue_id),
-            max_bytes=max_bytes, max_files=query.max_files, reader=query.reader,
+            issue_id=issue_id, agent_type=agent_type, category=category, max_files=query.max_files, reader=query.reader,
+            max_bytes=min(query.max_bytes, BYTES_PER_TOKEN * query.max_tokens),
+            task=query.task or await self.task(issue_id, sub),
         )  # fmt: skip
         etag = self._etag(key, state)
         if any(tag.strip() in (etag, etag[2:], "*") for tag in known.split(",")):  # with W/ or without
@@ -2916,9 +2918,9 @@ class Contexts:
         facts = repr((msgspec.structs.astuple(key), self._code, state.digest, results))
         return f'W/"{checksum(facts)[7:39]}"'
 
-    async def task(self, issue_id: str) -> str:
-        """The task for a request that says none: the issue's latest spawn's, "" without one."""
-        return self._storage.read.latest_task(self._settings.project, issue_id)
+    async def task(self, issue_id: str, sub: str) -> str:
+        """The task for a request that says none: the agent's own, else the issue's latest spawn's or ""."""
+        return self._storage.read.task_of(sub, issue_id, self._settings.project, issue_id)
 
     def kept(self, key: ContextKey, state: ProjectState, etag: str) -> bytes:
         """The cached context with this ETag, b"" where there is none."""
@@ -2978,7 +2980,7 @@ class Contexts:
         room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
         cut = self.fit(request, sections, room)
         files = sections["relevant_files"]
-        cut = cut or len(found) > request.max_files or any(file.get("truncated") for file in files)
+        cut |= len(found) > request.max_files or any(file.get("truncated") for file in files)
         strategy = "semantic_chunking" if any(file.get("line_ranges") for file in files) else "smart"
         strategy = strategy if request.task else "file_sampling"
         sections["metadata"]["redactions"] += sum(file.get("redactions", 0) for file in files)
@@ -3583,11 +3585,10 @@ class Agents:
             error = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or type(error).__name__}")
         elif isinstance(error, ApiError) and error.code[:3] == "CTX":
             error = ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}")
-        reason = error.message if isinstance(error, ApiError) else None
-        row = running.row | {"state": "failed", "ended": time.time(), "pid": None, "reason": reason}
+        facts = {"state": "failed", "ended": time.time(), "pid": None, "reason": getattr(error, "message", None)}
         with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
-            await self.storage.write(functools.partial(end_agent, row, []))
-        self.active.pop(row["id"], None)
+            await self.storage.write(functools.partial(end_agent, running.row | facts, []))
+        self.active.pop(running.row["id"], None)
         with contextlib.suppress(TimeoutError):  # likewise
             await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         return error
@@ -3744,7 +3745,7 @@ class Launcher:
         asked, own = body.get("permissions"), set(claims.permissions)
         own |= {WRITE} if CATEGORIES[self.types.categories[claims.agent_type]].people else set()
         may = [name for name in category.permissions if name in own and (asked is None or name in asked)]
-        nothing_yet = dict.fromkeys(("pid", "birth", "ended", "exit_code", "signal", "reason"))
+        nothing_yet = dict.fromkeys("pid birth ended exit_code signal reason".split())
         return nothing_yet | {
             "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self.settings.project,
             "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub,
@@ -3759,8 +3760,7 @@ class Launcher:
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
         """The files that an agent is to read, by name: its context, with every section. Raises as ``Contexts.get``."""
-        most = BYTES_PER_TOKEN * (body.get("context_tokens") or 50_000)
-        query = ContextQuery(task=body.get("task", ""), max_bytes=most)
+        query = ContextQuery(task=body.get("task", ""), max_tokens=body.get("context_tokens") or 50_000)
         content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
         return {"context.json": content}
 

@@ -356,6 +356,30 @@ def test_a_context_has_what_is_required_of_it(service: Service, architect: Clien
     state(architect, spawned["agent_id"])
 
 
+def test_agents_on_one_issue_are_given_contexts_for_their_own_tasks(
+    service: Service, architect: Client, issue: str
+) -> None:
+    tasks = ["hang while save_cookie stores a cookie", "hang while greet says hello"]
+    cookies, greeter = (Client(service.url, spawn(architect, task, issue)["jwt_token"]) for task in tasks)
+    elsewhere = Client(service.url, spawn(architect, tasks[0], f"{issue}-other")["jwt_token"])
+
+    def best(client: Client, **query: str) -> str:
+        answer = client.get(f"/api/context/{issue}/python-specialist", **query)
+        path: str = answer.json()["context"]["relevant_files"][0]["path"]
+        again = client.request(
+            "GET", f"/api/context/{issue}/python-specialist", params=query,
+            headers={"If-None-Match": answer.headers["ETag"]},
+        )  # fmt: skip
+        assert again.status_code == 304
+        return path
+
+    until(lambda: best(architect, task="save_cookie") == "src/session_store.py")  # the index is made
+    assert best(cookies) == "src/session_store.py"
+    assert best(cookies, task="greet says hello") == "src/greeting.py"
+    latest = {best(client) for client in (greeter, elsewhere, architect)}
+    assert latest == {"src/greeting.py"}
+
+
 @pytest.mark.needs_plugin("agents/requirements refuses them")
 def test_an_unknown_requirement_is_refused_and_named(service: Service, architect: Client, issue: str) -> None:
     before = architect.get("/status").json()["agents"]["spawned_total"]

@@ -222,7 +222,7 @@ def asking_contexts(settings: Settings, first: Callable[..., Any], *plugins: Cal
     rows = [SimpleNamespace(function=function) for function in (issue_files.resolve_issue, *plugins)]
     contexts._settings = settings
     contexts._hooks = SimpleNamespace(first=first, implementations={"resolve_issue": rows})
-    contexts._storage = SimpleNamespace(read=SimpleNamespace(latest_task=lambda *_: ""))
+    contexts._storage = SimpleNamespace(read=SimpleNamespace(task_of=lambda *_: ""))
     return contexts
 
 
@@ -239,7 +239,7 @@ def noting(asked: list[str]) -> Callable[..., Any]:
 def task_of(contexts: Any, issue_id: str) -> str:
     async def task() -> str:
         contexts._hooks.pool = Pool("hooks", 4, 5)
-        told: str = await contexts.task(issue_id)
+        told: str = await contexts.task(issue_id, "")
         return told
 
     return asyncio.run(task())
@@ -296,11 +296,11 @@ def test_requests_that_are_served_together_ask_once_for_an_issue(project: Settin
     async def ask() -> list[Any]:
         contexts._hooks.pool = Pool("hooks", 4, 5)
         with turns.Turn():
-            begun = [contexts.task(issue) for issue in ("12", "12", "12", "gone", "gone", "13")]
+            begun = [contexts.task(issue, "") for issue in ("12", "12", "12", "gone", "gone", "13")]
             waited_for = [coroutine.send(None) for coroutine in begun]
         begun.pop(0).close()  # its client hung up
         answers = [asyncio.ensure_future(go_on(*each)) for each in zip(begun, waited_for[1:], strict=True)]
-        answers += [asyncio.ensure_future(contexts.task("12")) for _ in range(2)]  # outside of a turn each asks
+        answers += [asyncio.ensure_future(contexts.task("12", "")) for _ in range(2)]  # outside of a turn each asks
         return await asyncio.gather(*answers, return_exceptions=True)
 
     *known, first_gone, second_gone, other, alone, also = asyncio.run(ask())

@@ -299,6 +299,23 @@ def test_an_agent_is_started_and_looked_at(service: Service, mcp: Mcp, issue: st
     assert json.loads(mcp.call("agents", agent_id=agent_id))["agent_id"] == agent_id
 
 
+def test_each_of_two_agents_on_an_issue_reads_its_own_task(service: Service, mcp: Mcp, issue: str) -> None:
+    tasks = ["hang for the cookie of SessionStore", "hang for the words of greet"]
+    tokens = [spawn(service.client(), task, issue)["jwt_token"] for task in tasks]
+
+    def told(token: str) -> list[str]:
+        agent, path = Client(service.url, token), f"/api/context/{issue}/python-specialist"
+        tools = Mcp(agent)
+        (resource,) = tools.ask("resources/list")["resources"]
+        (content,) = tools.ask("resources/read", uri=resource["uri"])["contents"]
+        asked = agent.request("GET", path, headers={"Accept": "text/markdown"})
+        return [tools.call("brief"), content["text"], asked.text, tools.call("brief", issue_id=issue)]
+
+    for token, own, other in zip(tokens, tasks, reversed(tasks), strict=True):
+        assert all(own in text and other not in text for text in told(token))
+    assert tasks[1] in mcp.call("brief", issue_id=issue, agent_type="python-specialist")
+
+
 def test_a_spawned_agent_leaves_out_its_issue(service: Service, issue: str) -> None:
     started = spawn(service.client(), "hang", issue)
     agent = Mcp(Client(service.url, started["jwt_token"]))

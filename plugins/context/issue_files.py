@@ -75,9 +75,9 @@ class AskingContexts(Contexts):
     _settings: PluginSettings
     _asked: tuple[Turn | None, dict[str, asyncio.Task[Issue | None] | None]] = (None, {})
 
-    async def task(self, issue_id: str) -> str:
-        """What a plugin knows of the issue, and what the latest spawn was told. Raises REQ_002 (404)."""
-        spawned, asking = await super().task(issue_id), self._asking(issue_id)
+    async def task(self, issue_id: str, sub: str) -> str:
+        """What a plugin knows of the issue, and what the agent or the latest spawn was told. Raises REQ_002 (404)."""
+        spawned, asking = await super().task(issue_id, sub), self._asking(issue_id)
         if asking is None:
             return spawned
         try:

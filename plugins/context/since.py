@@ -42,8 +42,10 @@ class SinceEndpoint(Endpoint):
 class OwnContexts(Contexts):
     """Gives who asks with ``since`` bytes of their own, which no other answer has: so they are counted as unsent."""
 
-    async def get(self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "") -> tuple[bytes, str]:
-        content, etag = await super().get(issue_id, agent_type, query, known)
+    async def get(
+        self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", sub: str = ""
+    ) -> tuple[bytes, str]:
+        content, etag = await super().get(issue_id, agent_type, query, known, sub)
         return content[:-1] + b"}" if query.since and content and not query.reader else content, etag
 
 

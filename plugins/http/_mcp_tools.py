@@ -209,7 +209,7 @@ async def brief(call: Call) -> str:
     call.request.acted_on = {"issue_id": call.issue_id}
     reader = reader_of(sidecar.agents, call.claims, call.issue_id)
     reader = msgspec.structs.replace(reader, how=by_tools(reader))
-    content, _ = await sidecar.contexts.get(*place, brief_query(query, reader))
+    content, _ = await sidecar.contexts.get(*place, brief_query(query, reader), sub=call.claims.sub)
     return content.decode()
 
 

@@ -626,10 +626,10 @@ class Hooks:
         return sorted(hooks.values())
 
     def check(self, hook: str, function: Callable[..., Any]) -> None:
-        """Raises ImportError where ``function`` cannot implement ``hook``."""
+        """Raises ImportError where ``function`` cannot be ``hook``."""
         known = arguments_of(self.SPECS[hook]) if hook in self.SPECS else ()
-        if not known or not set(arguments_of(function)).issubset(known):
-            raise ImportError(f"there is no hook {hook!r} with these arguments; {ABSENT}")
+        if not known or set(arguments_of(function)).difference(known):
+            raise ImportError(f"there is no hook {hook!r} with these arguments: misspelt, or {ABSENT}")
 
     def ask(self, hook: str, **facts: Any) -> Iterator[tuple[str, Any]]:
         """(plugin, answer) of every implementation that gives one. Blocks."""
@@ -4315,7 +4315,7 @@ ALONE = (
     "no TLS, audit log, HTTP/2, compression, repeats, file index, dependencies, briefs, known coding programs, budgets,"
     " orders to end agents, exit codes after crashes, lists, plugins but --plugins, MCP, dashboard and client commands"
 )
-ABSENT = f"is plugins/ beside {Path(__file__).name}? `pip install .` in a checkout brings it along"
+ABSENT = f"is plugins/ beside {Path(__file__).name}? `pip install .` in a checkout brings it"
 
 
 def own_command(settings: Settings | None = None) -> str:

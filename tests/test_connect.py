@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -301,6 +302,21 @@ def test_a_file_of_hooks_goes_as_a_whole_or_stays_where_somebody_wrote_in_it(
     notes.unlink()
     desk.cco("disconnect", program)
     assert not file.exists(), "also without its notes"
+
+
+@pytest.mark.parametrize("program", ["claude", "codex", "vscode"])
+def test_a_program_that_is_not_installed_is_connected_and_said_to_be_missing(
+    desk: Desk, tmp_path: Path, program: str
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "git").symlink_to(str(shutil.which("git")))
+    desk.env["PATH"] = str(programs)
+    missing = f"Note: {program} is not on PATH; "
+    assert (missing in desk.cco("connect", program)) is (program != "vscode")
+    assert (missing in desk.cco("connect", program, "--write")) is (program != "vscode")
+    (programs / program).symlink_to("/bin/true")
+    assert missing not in desk.cco("connect", program)
 
 
 def test_copilot_is_told_in_the_one_file_that_it_reads(desk: Desk) -> None:

@@ -646,6 +646,20 @@ def test_a_command_that_finds_no_service_names_one_that_runs_nearby(
     assert run("token", "--type", "qa-engineer", cwd=root, XDG_STATE_HOME=state).stderr == ""
 
 
+def test_in_a_folder_above_several_repositories_every_running_service_is_named(
+    tmp_path: Path, make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, roots = str(tmp_path / "state"), [tmp_path / "plain" / name for name in ("a", "b", "c")]
+    (tmp_path / "state/cco-sidecar").mkdir(parents=True)
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    for root in roots:
+        root.mkdir(parents=True)
+        make_service(root=root, storage=cco_sidecar.default_storage(root, PROJECT))
+    line = refusal(run("health", cwd=tmp_path / "plain", XDG_STATE_HOME=state), 3)
+    assert f"; one runs for {roots[0]}, a folder in it: `" in line
+    assert line.rstrip().endswith(f"before a command uses that; others run for {roots[1]}, {roots[2]}")
+
+
 @pytest.mark.parametrize("words", [("token", "--type", "qa-engineer"), ("doctor",), ("health",), ("plugins",)])
 def test_a_broken_pyproject_is_told_once_by_each_command(
     repository: Path,
@@ -1505,7 +1519,10 @@ def test_commands_of_a_folder_of_plugins_need_the_bundled_ones(repository: Path,
     shown = run("--help", "--plugins", str(tmp_path / "ours"), cwd=repository)
     assert "say hello" in shown.stdout and shown.returncode == 0
     line = refusal(run("--plugins", str(tmp_path / "ours"), cwd=repository, module=alone))
-    assert "plugin greeting: ImportError: there is no hook 'register_commands'" in line and "is plugins/ beside" in line
+    assert (
+        "plugin greeting: ImportError: there is no hook 'register_commands'" in line
+        and ": misspelt, or is plugins/ beside" in line
+    )
 
 
 GREETING = """

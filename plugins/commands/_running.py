@@ -52,13 +52,18 @@ def running_nearby(settings: Settings) -> str:
 
 
 def running_below(settings: Settings) -> str:
-    """As ``running_nearby``, of a service whose repository lies in a folder below the root."""
-    for file in sorted(settings.storage.parent.glob(f"*/{SidecarInfo.FILE}")):
-        info = read_sidecar_json(file.parent)
-        if info and settings.root in Path(info.root).parents and psutil.pid_exists(info.pid):
-            other = msgspec.structs.replace(settings, root=Path(info.root), places={"root": "--root"})
-            return f"one runs for {info.root}, a folder in it: `{own_command(other)}` before a command uses that"
-    return ""
+    """As ``running_nearby``, of services whose repositories lie in folders below the root."""
+    announced = (read_sidecar_json(file.parent) for file in settings.storage.parent.glob(f"*/{SidecarInfo.FILE}"))
+    roots = sorted(
+        info.root
+        for info in announced
+        if info and settings.root in Path(info.root).parents and psutil.pid_exists(info.pid)
+    )
+    if not roots:
+        return ""
+    other = msgspec.structs.replace(settings, root=Path(roots[0]), places={"root": "--root"})
+    others = f"; others run for {', '.join(roots[1:])}" if roots[1:] else ""
+    return f"one runs for {roots[0]}, a folder in it: `{own_command(other)}` before a command uses that{others}"
 
 
 def with_secret(settings: Settings) -> Settings:

@@ -116,6 +116,7 @@ PROGRAMS = {
     "cursor": Program((".cursor/mcp.json",), ("mcpServers", NAME), plain),
 }  # fmt: skip
 
+IN_WINDOWS = ("vscode", "cursor")  # which need not be on PATH
 
 NEW = {  # they add that themselves
     "opencode.json": '{\n  "$schema": "https://opencode.ai/config.json"\n}\n',
@@ -397,6 +398,8 @@ def connect(options: argparse.Namespace, settings: Settings) -> int:
     own = own_command(settings)
     if trust := PROGRAMS[options.program].trust:
         print(f"Note: {trust}.")
+    if options.program not in IN_WINDOWS and not shutil.which(options.program):
+        print(f"Note: {options.program} is not on PATH; the connection is there for it when it is installed.")
     if not real:
         print(f"{options.program} is connected; its sessions in {settings.root} have the tools of {NAME}.")
     elif not options.write:

@@ -66,24 +66,46 @@ class WholeProgram(Program):
                 meant = f", did you mean CCO_SIDECAR_{close.upper()}?" if close else ""
                 complain(f"{name}: unknown variable{meant}")
         if options.run is not _command_line.serve:  # which takes signals by its event loop
-            options.run = interruptible()(options.run)
+            options.run = interruptible(options.run)
         options.run = writing()(options.run)
         return options
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """While a command runs that ends what it started: SIGINT and SIGTERM are a KeyboardInterrupt. Before and after that
-    they end the program at once, so that no module that is imported then has a traceback.
+def interruptible(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """``run``, a command that ends what it started: in it SIGINT and SIGTERM are a KeyboardInterrupt, and 128 with the
+    signal's number is its exit code then. Before and after that they end the program at once, so that no module that is
+    imported then has a traceback.
     """
-    taken = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is signal.SIG_DFL]
+
+    taken = int(signal.SIGINT)
+
+    def interrupt(number: int, _: Any) -> None:
+        nonlocal taken
+        taken = number
+        raise KeyboardInterrupt
+
+    def interrupted(options: argparse.Namespace) -> int:
+        try:
+            with handling_signals(interrupt):
+                return run(options)
+        except KeyboardInterrupt:
+            return 128 + taken
+
+    return interrupted
+
+
+@contextlib.contextmanager
+def handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call ``handler``, but for one that is ignored, as SIGINT is of a job in the background."""
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = [number for number, before in found.items() if before not in (signal.SIG_IGN, None)]
     for number in taken:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, handler)
     try:
         yield
     finally:
         for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, found[number])
 
 
 @contextlib.contextmanager

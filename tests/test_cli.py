@@ -1200,7 +1200,7 @@ def test_a_command_that_is_interrupted_says_nothing_and_leaves_nothing(
         assert process.stdout
         until(waits) if words.startswith("wait") else process.stdout.readline()
         process.send_signal(number)
-        assert (process.communicate(timeout=15)[1], process.returncode) == (b"", 130)
+        assert (process.communicate(timeout=15)[1], process.returncode) == (b"", 128 + number)
         assert not list(tmp_path.glob("cco-demo-*"))
         until(lambda: {process.pid for process in marked_processes()} <= before)
     finally:

@@ -381,7 +381,7 @@ class Runs:
         told = [found for line in reversed(active.lines) if (found := ENDING.match(line))]
         reason = active.stopped or next((found[1] or found[2] for found in told), None)
         run.exit_code, run.ended_at, run.reason = code, iso(), reason
-        run.state = "stopped" if active.stopped or code == 130 else "completed" if code == 0 else "failed"
+        run.state = "stopped" if active.stopped or code in (130, 143) else "completed" if code == 0 else "failed"
         try:
             (self._folder / f"{run.run_id}.token").unlink(missing_ok=True)
             self._write(run, list(active.lines))

@@ -161,18 +161,11 @@ class Interrupts:
     def __init__(self, view: View) -> None:
         self._view, self._number, self._deferred = view, 0, False
 
-    def __enter__(self) -> Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as for a job in the background
-                signal.signal(number, self._on_signal)
-        return self
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self._number or signal.SIGINT)  # as a shell has it; also where the reader has gone
 
-    def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) == self._on_signal:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    def _on_signal(self, number: int, _: object) -> None:
+    def on_signal(self, number: int, _: object) -> None:
         if self._number:
             self._view.clear()
             os._exit(128 + number)

@@ -40,6 +40,7 @@ from cco_sidecar import (
     own_command,
     settings_from,
 )
+from cco_sidecar_plugins._program import handling_signals
 from cco_sidecar_plugins.commands._client import Refused
 from cco_sidecar_plugins.commands._pipeline_issue import Interrupts, Issue, Story
 from cco_sidecar_plugins.commands._pipeline_plan import (
@@ -53,7 +54,6 @@ from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_ser
 from cco_sidecar_plugins.commands._pipeline_view import NotWritten, View, counted, last_shown, view_of
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number, text_or_input
 
-INTERRUPTED = 130
 FIRST = NextAgent("chief-architect", "high", "pipeline: the first agent")
 
 
@@ -107,8 +107,9 @@ def command_run(options: argparse.Namespace) -> int:
             f"--until: {options.until!r} is neither an agent type nor one of the categories {', '.join(categories)}"
         )
     view = view_of(options)
+    interrupts = Interrupts(view)
     try:
-        with Interrupts(view) as interrupts, Link(options, asked, view) as link:
+        with handling_signals(interrupts.on_signal), Link(options, asked, view) as link:
             if options.until_eof:
                 threading.Thread(target=end_at_eof, daemon=True).start()
             return Pipeline(options, hooks, types, link, view, interrupts).run()
@@ -118,7 +119,7 @@ def command_run(options: argparse.Namespace) -> int:
     except NotWritten as error:
         if error.full:
             raise StartError(str(error), REFUSED) from None
-        return INTERRUPTED
+        return interrupts.exit_code
     finally:
         view.clear()
 
@@ -150,7 +151,7 @@ class Pipeline:
     ) -> None:
         self._options, self._hooks, self._types = options, hooks, types
         self._link, self._view, self._name = link, view, options.issue
-        self._issue = Issue(self._name, link, interrupts)
+        self._interrupts, self._issue = interrupts, Issue(self._name, link, interrupts)
         self._story = Story(self._issue, view, interrupts)
         self._began, self._rounds = time.monotonic(), 0
         self._agents: dict[str, dict[str, Any]] = {}  # the ledger's rows of this pipeline, oldest first
@@ -389,9 +390,11 @@ class Pipeline:
             words = self._how_to_go_on()
         except StartError as error:
             words = f"the running agent could not be ended: {error}"
-        self._view.tell("pipeline_ended", state="interrupted", reason=words, exit_code=INTERRUPTED,
-                        seconds=self._elapsed(), agents=rows)  # fmt: skip
-        return INTERRUPTED
+        code = self._interrupts.exit_code
+        self._view.tell(
+            "pipeline_ended", state="interrupted", reason=words, exit_code=code, seconds=self._elapsed(), agents=rows
+        )
+        return code
 
     def _how_to_go_on(self) -> str:
         if self._options.until_eof:

@@ -321,6 +321,7 @@ def test_agents_outlive_their_keeper_and_their_output_goes_on(
     ended = state(architect, agent_id)
     assert (ended["state"], ended["exit_code"]) == ("lost", None)
     assert output(architect, agent_id) == "one line\nanother é\n"
+    assert len(keepers(service)) == 1, "it stays as long as the service"
     until(lambda: not keepers(service)) if service.stop() == 0 else pytest.fail(service.log)
 
 

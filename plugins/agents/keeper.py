@@ -1,8 +1,9 @@
 """Owns agents' processes with a keeper: exit codes over crashes, what they use, every daemon, output with times.
 
 The core's own Processes starts agents as its children. Here a small process of its own, the keeper, is their parent and
-writes their output down: one for all agents of a run of the service, it outlives a crash of the service and ends with
-its last agent. Every process of an agent is found by proofs, of which one, a mark in the kernel, cannot be shed.
+writes their output down: one for all agents of a run of the service. It ends with the service, or where agents outlive
+that with the last of them. Every process of an agent is found by proofs, of which one, a mark in the kernel, cannot be
+shed.
 """
 
 from __future__ import annotations

@@ -278,6 +278,16 @@ class PluginSettings(Settings, frozen=True, eq=False, kw_only=True):
         """The beginnings of commands that agents of a type may run unasked."""
         return tuple(command for kind in ("*", agent_type) for command in self.agent_may.get(kind, ()))
 
+    def unknown_types(self, known: Collection[str]) -> list[str]:
+        """A problem for each agent type that is not ``known`` in the tables that are by type."""
+        tables: dict[str, Collection[str]] = {"agent_may": self.agent_may, "agent_commands": self.agent_commands}
+        return [
+            f"{self.where_of(option, name)}: unknown agent type {name}{did_you_mean(name, known)}"
+            for option, table in tables.items()
+            for name in table
+            if name not in {"*", *known}
+        ]
+
     @classmethod
     def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
         """By option (where it is set, value, root), from pyproject.toml and cco.toml, which wins. Raises StartError."""

@@ -382,6 +382,39 @@ def test_what_is_wrong_in_settings_files_is_one_finding_beside_all_others(reposi
     assert found["git"]["verdict"] == found["plugins"]["verdict"] == "good" and "agent command" in found
 
 
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ('[agent-commands]\ntest-enginer = "sh"\n', "cco.toml:2: agent-commands.test-enginer: unknown agent type"),
+        ('[agent-may]\n"*" = ["make"]\ntest-enginer = ["make"]\n', "cco.toml:3: agent-may.test-enginer: unknown"),
+        ('[agent-commands]\ntest-engineer = "sh"\n[agent-may]\n"*" = ["make"]\n', None),
+    ],
+)
+def test_an_agent_type_that_nobody_knows_is_told_as_the_start_tells_it(
+    repository: Path, table: str, told: str | None
+) -> None:
+    (repository / "cco.toml").write_text(table)
+    _, found = checks(repository, "--storage", str(repository.parent / "storage"), "--port", "0")
+    assert found["port"]["finding"] == "0, so a start takes a free one"
+    if told is None:
+        assert "settings" not in found
+    else:
+        assert found["settings"]["verdict"] == "note" and told in found["settings"]["finding"]
+        assert found["settings"]["finding"].endswith("did you mean test-engineer?")
+
+
+def test_a_service_that_refuses_to_tell_of_its_agent_commands_is_not_said_to_have_none(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    policy = "from cco_sidecar import hookimpl\n\n\n@hookimpl\ndef permission_policy():\n    raise OSError('away')\n"
+    (tmp_path / "plugins" / "policy.py").write_text(policy)
+    service = make_service("--plugins", str(tmp_path / "plugins"), "--agent-command", "sh")
+    _, found = checks(service.root, "--storage", str(service.storage))
+    told = found["agent command"]
+    assert told["verdict"] == "note" and told["finding"].startswith("the running service does not tell: 403 "), told
+
+
 VARIABLES = {  # variable, value, and what is told beside the file's own fault
     "CCO_SIDECAR_PORT": ("abc", ["CCO_SIDECAR_PORT: 'abc' must be", "cco.toml:1: port: "]),
     "CCO_SIDECAR_LOG_LEVEL": ("loud", ["CCO_SIDECAR_LOG_LEVEL: 'loud' must be", "cco.toml:1: port: "]),

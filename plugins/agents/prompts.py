@@ -23,7 +23,6 @@ from cco_sidecar import (
     log,
 )
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents._reader import Reader, ReadingLauncher
 
 HEAD = """\
@@ -70,11 +69,8 @@ class PromptLauncher(ReadingLauncher):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        tables: dict[str, Any] = {"agent_may": self.settings.agent_may, "agent_commands": self.settings.agent_commands}
-        for option, table in tables.items():
-            for name in table.keys() - self.types.categories.keys() - {"*"}:
-                near = did_you_mean(name, self.types.categories)
-                log.warning("%s: unknown agent type %s%s", self.settings.where_of(option, name), name, near)
+        for problem in self.settings.unknown_types(self.types.categories):
+            log.warning("%s", problem)
 
     def launch(self, running: Running, files: Collection[str]) -> AgentLaunch:
         launch, reader = super().launch(running, files), self.reader(running.row, running.folder)

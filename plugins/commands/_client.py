@@ -271,14 +271,17 @@ def loaded_plugins(options: argparse.Namespace, *, files_too: bool = False) -> t
     return load_hooks(settings_from(options)).loaded, whose
 
 
-def running_types(options: argparse.Namespace) -> dict[str, Any] | None:
-    """What the running service says of its agent types; None where none runs, it does not tell us, or options say
-    which there are.
-    """
+def told_types(options: argparse.Namespace) -> dict[str, Any] | None:
+    """What the running service says of its agent types; None where options say which there are. Raises StartError."""
     if {"agent_types", "plugins", "no_plugins"} & vars(options).keys():
         return None
+    return dict(Client(options).call("GET", "/api/agent-types"))
+
+
+def running_types(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The same; None also where no service runs, or it does not tell us."""
     try:
-        return dict(Client(options).call("GET", "/api/agent-types"))
+        return told_types(options)
     except (NotReachable, Refused):
         if getattr(options, "url", None):
             raise

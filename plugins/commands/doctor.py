@@ -40,6 +40,7 @@ from cco_sidecar import (
     GOOD,
     MB,
     REFUSED,
+    AgentTypes,
     Server,
     Settings,
     StartError,
@@ -51,7 +52,7 @@ from cco_sidecar_plugins._files import explained, name_of_user, read_sidecar_jso
 from cco_sidecar_plugins._settings import PluginSettings, collected_faults
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
-from cco_sidecar_plugins.commands._client import Client, Refused, loaded_plugins, running_types
+from cco_sidecar_plugins.commands._client import Client, Refused, loaded_plugins, told_types
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._running import running_settings, start_it
@@ -109,10 +110,15 @@ def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
     findings: dict[str, Finding] = {}
     if faults:
         findings["settings"] = "bad", f"{'; '.join(faults)}; no start goes on with that, the checks below do without it"
+    elif unknown := unknown_types(typing.cast(PluginSettings, settings)):
+        findings["settings"] = "note", "; ".join(unknown)
     checks: dict[str, Callable[[], str]] = {name: partial(check, settings) for name, check in DOCTOR_CHECKS.items()}
     checks["plugins"] = partial(check_plugins, options)
     findings |= {name: examine(check) for name, check in checks.items()}
-    findings |= examine_agents(settings.root, agent_programs(options, typing.cast(PluginSettings, settings)))
+    try:
+        findings |= examine_agents(settings.root, agent_programs(options, typing.cast(PluginSettings, settings)))
+    except Refused as error:
+        findings["agent command"] = "note", f"the running service does not tell: {error}"
     findings |= examine_log(options)
     with suppress(ImportError):  # its file may be gone
         try:
@@ -122,6 +128,17 @@ def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
     rows = [{"check": name, "verdict": verdict, "finding": finding} for name, (verdict, finding) in findings.items()]
     show(options, {"checks": rows}, "checks")
     return REFUSED if any(row["verdict"] == "bad" for row in rows) else GOOD
+
+
+def unknown_types(settings: PluginSettings) -> list[str]:
+    """What the next start will warn of in tables that are by agent type."""
+    if not (settings.agent_commands or settings.agent_may):
+        return []
+    log.setLevel(logging.ERROR)  # of the plugins their own check tells
+    try:
+        return settings.unknown_types(AgentTypes(cco_sidecar.load_hooks(settings), settings).categories)
+    except StartError:  # likewise
+        return []
 
 
 def examine(check: Callable[[], str]) -> Finding:
@@ -274,7 +291,7 @@ def check_port(settings: Settings) -> str:
             listener.close()
     except OSError as error:
         raise StartError(explain_bind_error(settings, error)) from None
-    return f"{settings.host} port {settings.port} is free"
+    return f"{settings.host} port {settings.port} is free" if settings.port else "0, so a start takes a free one"
 
 
 def check_project(settings: Settings) -> str:
@@ -410,12 +427,17 @@ class AgentPrograms(typing.NamedTuple):
 
 
 def agent_programs(options: argparse.Namespace, settings: PluginSettings) -> AgentPrograms:
-    """Those of the running service; where none runs, or options say others, those of the next start."""
-    with suppress(StartError):  # which the checks of the service tell
-        if not vars(options).keys() & {"agent_command", "agent_commands"} and (told := running_types(options)):
-            default = told["default_program"]
-            rows = {row["agent_type"]: row["program"] for row in told["agent_types"] if row["program"] != default}
-            return AgentPrograms(default, told["configured"], rows, "for the running service")
+    """Those of the running service; where none runs, or options say others, those of the next start. Raises Refused."""
+    try:
+        told = None if vars(options).keys() & {"agent_command", "agent_commands"} else told_types(options)
+    except Refused:
+        raise
+    except StartError:  # which the checks of the service tell
+        told = None
+    if told:
+        default = told["default_program"]
+        rows = {row["agent_type"]: row["program"] for row in told["agent_types"] if row["program"] != default}
+        return AgentPrograms(default, told["configured"], rows, "for the running service")
     of_types = {agent_type: command[0] for agent_type, command in settings.agent_commands.items()}
     return AgentPrograms(launchers.default_program(settings), settings.agent_command is not None, of_types, "here")
 

@@ -129,6 +129,13 @@ def figures_in(text: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in rows}
 
 
+def test_the_readme_is_written_of_all_rows_or_not_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--quick", "--only", "idle", "--readme"])
+    assert ended.value.code == 2 and "--readme goes with all rows" in capsys.readouterr().err
+    assert (ROOT / "README.md").read_text() == README
+
+
 def test_every_benchmark_is_named_and_the_readme_shows_the_pictures() -> None:
     for name in MODULES:
         assert f"`{name}`" in FULL, name

@@ -1318,4 +1318,5 @@ def test_the_plugins_are_listed_also_where_one_of_them_refuses_everybody(tmp_pat
     for words in (["status"], ["plugins", "--url", refusing.url]):
         refused = refusing.run(*words, JWT_TOKEN=refusing.run("token", "--type", "chief-architect").stdout.strip())
         assert refused.returncode == 1 and said in refused.stderr, refused
+        assert "JWT_TOKEN" not in refused.stderr, "another token would be refused too"
     refusing.stop()

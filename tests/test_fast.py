@@ -442,7 +442,7 @@ def test_what_health_measures_is_shared_while_all_is_well() -> None:
         return [*well, await ask(shared)]
 
     state = "healthy"
-    assert asyncio.run(all_of_them(plugin("ready").SharedChecks(0.25))) == [1, 0, 2]
+    assert asyncio.run(all_of_them(plugin("ready").SharedChecks(60))) == [1, 0, 2]
 
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])

@@ -676,6 +676,40 @@ def test_manifests_are_parsed_again_only_where_one_of_them_is_another(
     assert changed >= 2
 
 
+@pytest.mark.parametrize("is_young", [True, False])
+def test_a_manifest_that_was_changed_this_moment_is_parsed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_young: bool
+) -> None:
+    parsing, parsed = plugin("_parsing"), list[None]()
+    facts = parsing.while_unchanged(lambda files: {"found": files.parsed("a", lambda _: parsed.append(None))})
+    write(tmp_path, {"a": "x"})
+    monkeypatch.setattr(parsing, "is_young", lambda moment, now: is_young)
+    for _ in range(3):
+        facts(ProjectFiles(tmp_path))
+    assert len(parsed) == (3 if is_young else 1)
+
+
+def test_a_manifest_that_could_not_be_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsing = plugin("_parsing")
+    facts = parsing.while_unchanged(lambda files: {"found": files.parsed("a", lambda file: file.text())})
+    write(tmp_path, {"a": "x"})
+    monkeypatch.setattr(parsing, "is_young", lambda moment, now: False)
+    with monkeypatch.context() as failing:
+        failing.setattr(ProjectFiles, "_check", lambda *_: os.read(-1, 1))
+        assert facts(ProjectFiles(tmp_path)) == {"found": None}
+    assert facts(ProjectFiles(tmp_path)) == {"found": "x"}
+
+
+def test_what_one_project_may_read_is_not_told_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsing = plugin("_parsing")
+    facts = parsing.while_unchanged(lambda files: {"found": files.parsed("a", lambda file: file.text())})
+    monkeypatch.setattr(parsing, "is_young", lambda moment, now: False)
+    write(tmp_path, {"one/a": "x", "two/b": ""})
+    (tmp_path / "two/a").symlink_to(tmp_path / "one/a")
+    assert facts(ProjectFiles(tmp_path / "one")) == {"found": "x"}
+    assert facts(ProjectFiles(tmp_path / "two")) == {"found": None}, "it lies outside"
+
+
 @table(OTHERS)
 def test_dependencies_of_other_languages(tmp_path: Path, given: Contents, expected: dict[str, str]) -> None:
     write(tmp_path, given)

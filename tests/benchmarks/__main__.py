@@ -43,7 +43,10 @@ IN_FULL = ROOT / "tests/benchmarks/README.md"
 
 
 def main(arguments: list[str]) -> int:
-    options = new_parser().parse_args(arguments)
+    parser = new_parser()
+    options = parser.parse_args(arguments)
+    if options.readme and options.only:
+        parser.error("--readme goes with all rows: its counts are of those that miss their goals")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: what was begun is ended and removed
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     found: list[Row] = [row for file in options.taken_from for row in json.loads(file.read_text())["rows"]]

@@ -625,7 +625,8 @@ def test_what_names_several_agents_or_too_little_names_none(world: World, issue:
     for command in ("status", "logs", "kill"):
         run = world.cco(f"agent {command} python-specialist-")
         assert one_line(run, 2) and all(agent_id in run.err for agent_id in ids)
-        assert one_line(world.cco(f"agent {command} {ids[0][-3:]}"), 1)
+        run = world.cco(f"agent {command} {ids[0][-3:]}")
+        assert one_line(run, 2) and ids[0] in run.err and "4 characters at least" in run.err
         assert one_line(world.cco(f"agent {command} no/such"), 2)
 
 

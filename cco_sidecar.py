@@ -1642,32 +1642,6 @@ class GetStatus(Endpoint):
 # ==== Tokens and rate limits: who may do what, and how often ==========================================
 
 
-class AgentTypes:
-    """Every agent type with its category: the built-in table, and what plugins add."""
-
-    def __init__(self, hooks: Hooks, settings: Settings) -> None:
-        """Blocks."""
-        self.categories: dict[str, str] = {}
-        for _, table in hooks.ask("register_agent_types", settings=settings):
-            self.categories |= table
-
-    async def find(self, agent_type: str, status: int = 400) -> str:
-        """As ``category``; a plugin may look for a type that is not known."""
-        return self.category(agent_type, status)
-
-    def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
-        """The category of a type. Raises AGT_002 where it is unknown, or for people although ``people`` is not set."""
-        category = self.categories.get(agent_type)
-        if category and (people or not CATEGORIES[category].people):
-            return category
-        raise ApiError("AGT_002", self.problem(agent_type), status=status, details={"path": "agent_type"})
-
-    def problem(self, agent_type: str) -> str:
-        if agent_type in self.categories:
-            return f"The type {agent_type} is for people: no agent has it"
-        return f"Unknown agent type {agent_type}"
-
-
 class Tokens:
     """Makes, checks and revokes JSON Web Tokens (RFC 7519 and 8725), which are HS256 and nothing else."""
 
@@ -1830,12 +1804,34 @@ class RateLimits:
         raise ApiError("RATE_001", message, retry_after=seconds, allowance=allowance)
 
 
+class AgentTypes:
+    """Every agent type with its category: the built-in table, and what plugins add."""
+
+    def __init__(self, hooks: Hooks, settings: Settings) -> None:
+        """Blocks."""
+        self.categories: dict[str, str] = {}
+        for _, table in hooks.ask("register_agent_types", settings=settings):
+            self.categories |= table
+
+    async def find(self, agent_type: str, status: int = 400) -> str:
+        """As ``category``; a plugin may look for a type that is not known."""
+        return self.category(agent_type, status)
+
+    def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
+        """The category of a type. Raises AGT_002 where it is unknown, or for people although ``people`` is not set."""
+        category = self.categories.get(agent_type)
+        if category and (people or not CATEGORIES[category].people):
+            return category
+        raise ApiError("AGT_002", self.problem(agent_type), status=status, details={"path": "agent_type"})
+
+    def problem(self, agent_type: str) -> str:
+        if agent_type in self.categories:
+            return f"The type {agent_type} is for people: no agent has it"
+        return f"Unknown agent type {agent_type}"
+
+
 # ==== Storage: one SQLite file, one writer thread =====================================================
 
-Job = Callable[["Records"], Any]
-Inserted = list[tuple["NewEvent", int]]  # events, with their sequence numbers
-Row = Any  # of a table: ``row["column"]``
-Write = tuple[Job, "asyncio.Future[Any]"]
 PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
 
 
@@ -2212,6 +2208,12 @@ class Records:
     revoked = select_rows("select subject from revoked where project = ?")
 
 
+Job = Callable[[Records], Any]
+Inserted = list[tuple["NewEvent", int]]  # events, with their sequence numbers
+Row = Any  # of a table: ``row["column"]``
+Write = tuple[Job, "asyncio.Future[Any]"]
+
+
 def agent_row(row: Row) -> dict[str, Any]:
     """The row as a dict, its JSON columns decoded and its outcome's facts beside the others."""
     empty = {"permissions": "[]", "seen": "[]", "last_call": "null"}
@@ -2508,11 +2510,6 @@ class NextAgent(Struct):
 
 # ==== Event bus: the log is the truth, waking is a hint ===============================================
 
-PositionKey = tuple[str, str, str, str]  # project, subject, type, filter
-Channel = tuple[str, str]  # project, type or *
-Waiter = tuple[str, "Filter", int]  # subject, filter, the number up to which it has looked
-Waking = asyncio.Future[int | None]  # the number of the event that wakes a parked poll; None on time-out or stop
-
 
 class EventBus:
     """Publish and long-poll. Store, commit, wake, answer; a reader's position moves once its answer was written.
@@ -2755,6 +2752,12 @@ class Poll(Struct, frozen=True):
     content: bytes = b""
     key: PositionKey | None = None  # whose position it moves
     parked: float = 0.0  # seconds
+
+
+PositionKey = tuple[str, str, str, str]  # project, subject, type, filter
+Channel = tuple[str, str]  # project, type or *
+Waiter = tuple[str, "Filter", int]  # subject, filter, the number up to which it has looked
+Waking = asyncio.Future[int | None]  # the number of the event that wakes a parked poll; None on time-out or stop
 
 
 class HangUp:

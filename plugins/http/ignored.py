@@ -31,8 +31,7 @@ class TellingEndpoint(Endpoint):
         given = self.request.query_arguments
         super()._read_path_and_query(path)
         if given and not self.public:  # what asks those adds parameters against caches
-            names = (name.encode("latin-1").decode(errors="replace") for name in given)  # as Tornado reads them
-            self.tell_ignored(names, self.query_type)
+            self.tell_ignored(map(as_sent, given), self.query_type)
 
     async def _read_body(self) -> None:
         await super()._read_body()
@@ -41,9 +40,15 @@ class TellingEndpoint(Endpoint):
 
     def tell_ignored(self, given: Iterable[str], shape: object) -> None:
         known = getattr(shape, "__struct_encode_fields__", ())
-        if not (names := heapq.nsmallest(MAX_TOLD, set(given).difference(known))):
+        if not (unknown := set(given).difference(known)):
             return
+        names = heapq.nsmallest(MAX_TOLD, unknown)
         told = {name: urllib.parse.quote(without_tokens(name)[:MAX_NAME]) for name in names}
         self.set_header("X-Ignored", ", ".join([*self._headers.get_list("X-Ignored"), *told.values()]))
         meant = [f"{shown}{did_you_mean(name[:MAX_NAME], known)}" for name, shown in told.items()]
         log.warning("%s passed over: %s", self.request_id, "; ".join(meant))
+
+
+def as_sent(name: str) -> str:
+    """The name of a parameter, of which Tornado reads each byte as a letter."""
+    return name if name.isascii() else name.encode("latin-1").decode(errors="replace")

@@ -2876,6 +2876,7 @@ class Contexts:
         self._bytes = self._hits = self._misses = 0
         # by the newest event, which each result comes with: a query waits for threads that build contexts
         self._newest = functools.lru_cache(1000)(lambda seq, *issue: storage.read.newest_result(*issue))
+        self._tag = functools.lru_cache(256)(lambda *facts: f'W/"{checksum(repr(facts))[7:39]}"')
         self.project = hooks.part(Project, settings)(settings.root, settings.storage)
         self._index_folder = settings.storage / "index"
         code = __version__, settings.project, sorted(plugin.name for plugin in hooks.loaded)
@@ -2918,8 +2919,7 @@ class Contexts:
     def _etag(self, key: ContextKey, state: ProjectState) -> str:
         """Weak: a hit, a build and their compressed forms differ in bytes alone (RFC 9110, 8.8.1)."""
         results = self._newest(self._storage.head, self._settings.project, key.issue_id)
-        facts = repr((msgspec.structs.astuple(key), self._code, state.digest, results))
-        return f'W/"{checksum(facts)[7:39]}"'
+        return self._tag(key, self._code, state.digest, results)
 
     async def task(self, issue_id: str, sub: str) -> str:
         """The task for a request that says none: the agent's own, else the issue's latest spawn's or ""."""

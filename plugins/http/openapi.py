@@ -253,7 +253,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Accept-Encoding": ("What a body may be encoded with.", {"type": "string", "enum": ["identity"]}),
 }
 REQUIRED_HEADERS = {"X-Request-ID", "ETag", "Allow", "WWW-Authenticate"}
-METERED = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Refreshed-Token")
+OF_TOKENS = ("X-Ignored", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Refreshed-Token")
 OF_STATUS = {
     401: ("WWW-Authenticate",),
     405: ("Allow",),
@@ -405,7 +405,7 @@ def tag_of(path: str) -> str:
 def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
     """By status: the endpoint's own answers, and the refusals, which are the same everywhere."""
     described: dict[str, Any] = {}
-    metered = () if endpoint.public else ("X-Ignored", *METERED)
+    metered = () if endpoint.public else OF_TOKENS
     replay = ("Idempotent-Replay",) if takes_keys(endpoint) else ()
     etag = ("ETag",) if NOT_MODIFIED in problems_of(endpoint) else ()
     refusals = refusals_of(endpoint)
@@ -442,7 +442,7 @@ def describe_refusal(status: int) -> dict[str, Any]:
     codes = {code: words for code, (usual, _, words) in ERRORS.items() if usual == status} | MORE_CODES.get(status, {})
     return {
         "description": "; ".join(f"{words} ({code})" for code, words in codes.items()) or http.client.responses[status],
-        "headers": headers_of("X-Request-ID", "X-Ignored", *METERED, *OF_STATUS.get(status, ())),
+        "headers": headers_of("X-Request-ID", *OF_TOKENS, *OF_STATUS.get(status, ())),
         "content": {"application/json": {"schema": reference_to(ErrorAnswer)}},
     }
 

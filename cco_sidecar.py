@@ -4403,10 +4403,11 @@ def clean_text(text: str) -> str:
 
 
 def iso(moment: float | None = None) -> str:
-    """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now)."""
-    latest = 253_402_300_799.0  # a file may claim to be of the year 20000
-    moment = time.time() if moment is None else min(max(moment, 0.0), latest)
-    return datetime.fromtimestamp(int(moment), UTC).isoformat().replace("+00:00", "Z")
+    """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now); year 9999 for later ones."""
+    return iso_second(int(time.time() if moment is None else min(max(moment, 0.0), 253_402_300_799.0)))
+
+
+iso_second = functools.lru_cache(4096)(lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%FT%TZ}")
 
 
 http_date = functools.lru_cache(2)(tornado.httputil.format_timestamp)  # of epoch seconds

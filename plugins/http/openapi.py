@@ -209,8 +209,6 @@ WORDS = {  # of a type, of a field of a type, of a field or parameter of any typ
     "RunRequest.retries": "A type that fails more often in a row ends it; without it 3.",
     "RunRequest.timeout": "Time limit of each agent in seconds.",
     "RunRequest.restart": "Begin anew, whatever has been done on the issue.",
-    "RunRequest.agent_command": "Null: the service's own --agent-command counts.",
-    "RunRequest.max_agents": "Null: the service's own --max-agents counts.",
     "IssueQuery.state": "Only issues that stand so.",
     "IssueQuery.issue_id": "Only this issue.",
     "IssueQuery.since": "A next_cursor, or earliest: what comes after it; also what has moved since then.",
@@ -538,8 +536,6 @@ def describe_types(shapes: list[type[msgspec.Struct]]) -> dict[str, Any]:
     for name, schema in schemas.items():
         describe_fields(name, schema)
     schemas["ErrorAnswer"]["properties"]["code"]["enum"] = list(ERRORS)
-    if "WaitAnswer" in schemas:
-        schemas |= wait_answers(schemas["WaitAnswer"])
     return {name: refined(schemas[name]) for name in sorted(schemas)}
 
 
@@ -547,6 +543,8 @@ def describe_fields(name: str, schema: dict[str, Any]) -> None:
     schema["description"] = prose(schema.get("description") or words_for(name, name))
     if name in OPEN:
         schema["additionalProperties"] = True
+    for field in [field for field, value in schema["properties"].items() if value.get("type") == "null"]:
+        del schema["properties"][field]  # it has nothing to say, and some generators have no type for it
     for field, value in schema["properties"].items():
         # Generators take a field with a default for one that is always there, in what is sent as in what comes.
         default = value.pop("default", None)
@@ -561,35 +559,6 @@ def describe_fields(name: str, schema: dict[str, Any]) -> None:
 
 def words_for(shape: str, field: str) -> str:
     return WORDS.get(f"{shape}.{field}", WORDS.get(field, ""))
-
-
-def wait_answers(schema: dict[str, Any]) -> dict[str, Any]:
-    """The two answers of a long poll as types of their own, which ``timeout`` tells apart."""
-    arrived, timed_out = (msgspec.json.decode(msgspec.json.encode(schema)) for _ in range(2))
-    arrived |= {"title": "EventsArrived", "description": "Events, oldest first. There is no `timeout`."}
-    arrived["properties"]["events"]["minItems"] = 1
-    arrived["properties"]["next_cursor"] |= {"type": "string"}
-    del arrived["properties"]["next_cursor"]["anyOf"]
-    arrived["properties"]["timeout"] = {"type": "boolean", "const": False}
-    timed_out |= {"title": "WaitTimedOut", "description": "Nothing arrived in time."}
-    timed_out["properties"]["events"]["maxItems"] = 0
-    timed_out["properties"]["next_cursor"]["description"] = (
-        "Null."  # not as its type: openapi-fetch drops fields that are nothing but null
-    )
-    timed_out["properties"]["timeout"] = {"type": "boolean", "const": True}
-    timed_out["required"].append("timeout")
-    either = {
-        "oneOf": [{"$ref": f"{COMPONENTS}{part['title']}"} for part in (timed_out, arrived)]
-    }  # the one with more requirements first
-    return {
-        "EventsArrived": arrived,
-        "WaitTimedOut": timed_out,
-        "WaitAnswer": {
-            "title": "WaitAnswer",
-            "description": "What a long poll answers; `timeout` tells which of the two it is.",
-            **either,
-        },
-    }
 
 
 def refined(schema: Any) -> Any:
@@ -613,7 +582,9 @@ def refined(schema: Any) -> Any:
     if better.get("type") == "array" and not better.keys() & {"items", "prefixItems"}:
         better["items"] = {}
     if better.get("items") is False and better.get("maxItems") == len(better.get("prefixItems", ())):
-        del better["items"]  # says nothing that maxItems does not, and some generators read no schema that is a boolean
+        # Says nothing that maxItems does not, but some generators want a schema here, and one that is no boolean.
+        kinds = better["prefixItems"]
+        better["items"] = kinds[0] if kinds.count(kinds[0]) == len(kinds) else {}
     if isinstance(better.get("description"), str):
         better["description"] = better["description"].replace("``", "`")
     return better

@@ -272,6 +272,39 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
     ("Error: No authentication information found.\n", 1, "copilot is not logged in"),
     ("\x1b[31merror:\x1b[0m Incorrect API key provided\n", 1, "cline is not logged in: `cline auth`"),
     ("\x1b[31merror:\x1b[0m Cannot connect to API: Unable\n", 1, "cline does not reach its model"),
+    *(
+        (written, 1, f"its model refused or failed: {said}")
+        for written, said in (
+            ("API Error: 529 Overloaded\n", "529 Overloaded"),
+            ("Credit balance is too low\n", "Credit balance is too low"),
+            (
+                "ERROR: Reconnecting... 5/5\n"
+                + 2 * "ERROR: exceeded retry limit, last status: 429 Too Many Requests\n",
+                "exceeded retry limit, last status: 429 Too Many Requests",
+            ),
+            (
+                'Attempt 3 failed with status 500. Retrying with backoff... _ApiError: {"code":500}\n    at x {\n  status: 500\n}\n'
+                'Attempt 4 failed with status 429. Retrying with backoff... _ApiError: {"code":429}\n    at x\n',
+                '{"code":429}',
+            ),
+            (
+                "Error when talking to Gemini API Full report available at: /tmp/x.json Error: Incomplete JSON\n    at x\n",
+                "Incomplete JSON",
+            ),
+            (
+                'timestamp=1 level=ERROR run=1 message="stream error" error.error="AI_APICallError: Overloaded"\n',
+                "Overloaded",
+            ),
+            ("\x1b[91m\x1b[1mError: \x1b[0mYour credit balance is too low\n", "Your credit balance is too low"),
+            ("[API Error: 400 Your credit balance is too low]\n", "400 Your credit balance is too low"),
+            (
+                "Failed to get response from the AI model; retried 5 times (total retry wait time: 52.92 seconds)"
+                " Last error: 429 Rate limit reached\n\n\nChanges    +0 -0\nDuration   59s\n",
+                "429 Rate limit reached",
+            ),
+            ("\x1b[31merror:\x1b[0m Rate limit reached for requests\n", "Rate limit reached for requests"),
+        )
+    ),
     ("error: unknown option '--allowedTools'\n", 1, "its version does not take its options (error: unknown option"),
     (
         "Unknown arguments: policy\nUsage: gemini\n",
@@ -293,6 +326,22 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
     ("Not logged in · Please run /login\n", 0, None),  # a text about it
     ("the test says\n" * 9 + "error: unknown option '--x'\n", 1, None),
     ("Please set an Auth method\n", 1, None),
+    ("ERROR: not found: tests/test_x.py\n", 1, None),  # of a command of the user's own
+    ("API Error: 529 Overloaded\nI wrote a test of that.\n", 1, None),
+    ("Attempt 1 failed with status 500. Retrying with backoff... _ApiError: {}\n", 1, None),  # and went on
+    ("Credit balance is too low\n", 0, None),
+    ("litellm.RateLimitError: Rate limit\nRetrying in 0.5 seconds...\nApplied edit to hello.py\n", 0, None),
+    ("litellm.RateLimitError: Rate limit\nRetrying in 0.5 seconds...\n", None, None),
+    (
+        "litellm.RateLimitError: Rate limit reached for\nrequests\nTry again later.\n\n",
+        0,
+        "its model refused or failed: RateLimitError: Rate limit reached for",
+    ),
+    (
+        "Empty response received from LLM. Check your account?\n\nTokens: 1.4k sent, 0 received.\n",
+        0,
+        "its model refused or failed: Empty response received from LLM. Check your account?",
+    ),
     ("something else\n", 3, None),
     ("", 1, None),
 ]
@@ -302,8 +351,10 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
 def test_why_a_program_cannot_work_is_read_from_what_it_writes(
     written: str, code: int | None, reason: str | None
 ) -> None:
-    told = launchers.agent_failure({"exit_code": code}, written.splitlines())
+    state = "running" if code is None else "failed" if code else "completed"
+    told = launchers.agent_failure({"exit_code": code, "state": state}, written.splitlines())
     assert (told is None and reason is None) or told.startswith(reason)
+    assert not told or "its model refused" not in told or told == reason
 
 
 def test_what_comes_after_is_no_reason_to_end_a_program_that_runs() -> None:
@@ -312,7 +363,19 @@ def test_what_comes_after_is_no_reason_to_end_a_program_that_runs() -> None:
         "ERROR: Reconnecting... waiting for network\nthinking", OFFLINE * 2 + "> build", OFFLINE,
         "Not logged in · Please run /login", "Please set an Auth method", "error: unknown option '--x'",
     ):  # fmt: skip
-        assert launchers.agent_failure({"exit_code": None}, written.splitlines()) is None
+        assert launchers.agent_failure({"exit_code": None, "state": "running"}, written.splitlines()) is None
+
+
+def test_an_agent_whose_time_is_over_says_what_its_model_answered(make_service: Callable[..., Service]) -> None:
+    code = "import sys, time; print(eval(sys.argv[1]), flush=True); time.sleep(600)"
+    service = make_service(
+        "--agent-command", json.dumps([sys.executable, "-c", code, "{task}"]), "--agent-timeout", "2"
+    )
+    client = service.client()
+    overloaded = 'timestamp=1 level=ERROR run=1 error.error="AI_APICallError: Overloaded"'
+    for written, reason in ((overloaded, "its model refused or failed: Overloaded"), ("I still read", None)):
+        ended = state(client, spawn(client, repr(written))["agent_id"])
+        assert (ended["state"], ended["reason"]) == ("timeout", reason)
 
 
 def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Callable[..., Service]) -> None:

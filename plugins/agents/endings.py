@@ -76,8 +76,8 @@ class AskingAgents(Agents):
     async def judge(self, running: Running) -> None:
         await super().judge(running)
         row = running.row
-        if running.ended_as is None and (reason := row["reason"] or await self._failure(row)):
-            row |= {"state": "failed", "reason": reason}
+        if running.ended_as in (None, "timeout") and (reason := row["reason"] or await self._failure(row)):
+            row |= {"state": running.ended_as or "failed", "reason": reason}
         if row["state"] == "completed" and row["exit_code"] == 0:
             await self._speak_for(row)
 

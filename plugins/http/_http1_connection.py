@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         self._expect(self.HALF_CLOSED if self._half_closed else None, Connection.abort)
         exchange.whole = 0 < head.length <= min(len(self._buffer), self.PENDING)
         delegate = self.server.start_request(self, exchange)
-        prepared = delegate.headers_received(head.line, head.headers)
+        prepared = delegate.headers_received(head.line, head.headers.copy())
         if not head.length and not head.chunked:
             return exchange.end_request(delegate)
         if exchange.whole and prepared is None:  # neither its time nor its size is to be watched

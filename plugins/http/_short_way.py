@@ -14,7 +14,7 @@ from tornado import httputil
 
 from cco_sidecar import Application, Endpoint
 from cco_sidecar_plugins._program import LogLines
-from cco_sidecar_plugins.http._framing import NO_FIELDS
+from cco_sidecar_plugins.http._framing import Fields
 from cco_sidecar_plugins.http._http1_exchange import Http1Exchange
 from cco_sidecar_plugins.http.cors import CorsHeaders
 
@@ -38,7 +38,7 @@ class ShortAnswer(Endpoint):
 
     def clear(self) -> None:
         """Begin an answer without Tornado's own headers: ``flush`` sets what every answer has."""
-        self._headers, self._write_buffer = NO_FIELDS.copy(), []
+        self._headers, self._write_buffer = Fields(), []
         self.set_status(200)
 
     def log(self, template: str, *facts: Any) -> None:

@@ -68,23 +68,22 @@ class HurriedEndpoint(Endpoint):
 
     async def prepare(self) -> None:
         await super().prepare()
+        body: asyncio.Future[None] = typing.cast(Any, self.request)._body_future
+        if body.done() or self._finished:
+            return
         headers, come = self.request.headers, str(len(self.upload))
-        if not self._finished and ("Transfer-Encoding" in headers or headers.get("Content-Length", "0") != come):
-            self._too_late = asyncio.get_running_loop().call_later(self.seconds, self._give_up)
+        if "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != come:
+            late = self._too_late = asyncio.get_running_loop().call_later(self.seconds, self._give_up)
+            body.add_done_callback(lambda _: late.cancel())
 
     def _give_up(self) -> None:
         if not self._finished:
             self.answer_early(self.error or ApiError("REQ_008", "The request's body did not come in time"))
 
-    async def _answer(self, path: tuple[str, ...]) -> None:
+    def answer_early(self, error: ApiError) -> None:
         if self._too_late:
             self._too_late.cancel()
-        await super()._answer(path)
-
-    def finished(self, status: int, seconds: float) -> None:
-        if self._too_late:
-            self._too_late.cancel()
-        super().finished(status, seconds)
+        super().answer_early(error)
 
 
 class StrictServer(PatientServer):

@@ -56,8 +56,8 @@ class RepeatedEndpoint(Endpoint):
     heeds_keys = True
 
     def work(self, path: tuple[str, ...]) -> Coroutine[Any, Any, Any]:
-        keys = self.request.headers.get_list("Idempotency-Key") if takes_keys(type(self)) else []
-        return self._work_once("\n".join(keys), path) if keys else super().work(path)
+        keys = self.request.headers.get_list("Idempotency-Key")
+        return self._work_once("\n".join(keys), path) if keys and takes_keys(type(self)) else super().work(path)
 
     async def _work_once(self, key: str, path: tuple[str, ...]) -> Any:
         where = f"{self.request.method} {self.request.path}"

@@ -32,12 +32,13 @@ class BoundedEndpoint(Endpoint):
     bounds: ClassVar[Bounds]
     short: bytes | None = None
 
-    async def send(self, content: bytes) -> None:
-        if len(content) <= SHORT or isinstance(self, WaitForEvents):
-            self.short = content
-            await super().send(content)
-            self.short = None
-            return None
+    def send(self, content: bytes) -> Coroutine[Any, Any, None]:
+        if len(content) > SHORT and not isinstance(self, WaitForEvents):
+            return self._send_long(content)
+        self.short = content
+        return super().send(content)
+
+    async def _send_long(self, content: bytes) -> None:
         if self.bounds.long.bytes[None]:
             with self.bounds.long.counting(self, content):
                 return await super().send(content)

@@ -16,7 +16,6 @@ from cco_sidecar import Application, Endpoint
 from cco_sidecar_plugins._program import LogLines
 from cco_sidecar_plugins.http._framing import Fields
 from cco_sidecar_plugins.http._http1_exchange import Http1Exchange
-from cco_sidecar_plugins.http.cors import CorsHeaders
 
 LOG = logging.getLogger("cco")
 
@@ -67,9 +66,8 @@ class ShortAnswer(Endpoint):
         return future
 
     def _write_whole(self, connection: httputil.HTTPConnection, content: bytes) -> asyncio.Future[None]:
-        headers, others = self._headers, {*map(type, self._transforms)} - {CorsHeaders}
-        seen = others or "Origin" in self.request.headers
-        if seen or not isinstance(connection, Http1Exchange) or not connection.is_plain(headers):
+        headers = self._headers
+        if self._transforms or not isinstance(connection, Http1Exchange) or not connection.is_plain(headers):
             self._write_buffer += [content] if content else []
             return self.flush(include_footers=True)
         self._headers_written = True

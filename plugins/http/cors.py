@@ -4,14 +4,9 @@ Which pages may call is the core's.
 
 from __future__ import annotations
 
-import functools
-import typing
 from typing import Any, ClassVar
 
-import tornado.httputil
-import tornado.web
-
-from cco_sidecar import ApiError, Application, Server, Settings, UnknownRoute, hookimpl, origin_allowed
+from cco_sidecar import ApiError, Application, Endpoint, Server, Settings, UnknownRoute, hookimpl, origin_allowed
 
 ALLOWED_HEADERS = (
     "Authorization, Content-Type, Idempotency-Key, If-None-Match, MCP-Protocol-Version, Mcp-Method, Mcp-Name"
@@ -24,19 +19,40 @@ EXPOSED_HEADERS = (
 
 @hookimpl
 def part_class(settings: Settings, base: type) -> type | None:
-    origins = {"origins": settings.cors_origin}
-    return type("CorsServer", (CorsServer, base), origins) if issubclass(base, Server) else None
+    if issubclass(base, Endpoint):
+        return type("ReadableEndpoint", (ReadableEndpoint, base), {"origins": settings.cors_origin})
+    return type("CorsServer", (CorsServer, base), {}) if issubclass(base, Server) else None
+
+
+class ReadableEndpoint(Endpoint):
+    """Each answer, early ones and refusals too, has the headers by which a browser lets the page that asked read it."""
+
+    origins: ClassVar[tuple[str, ...]]
+
+    def common_headers(self) -> dict[str, str]:
+        origin, headers = self.request.headers.get("Origin"), super().common_headers()
+        return headers | self._readable_by(origin) if origin and origin_allowed(origin, self.origins) else headers
+
+    def _readable_by(self, origin: str) -> dict[str, str]:
+        headers = {
+            "Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+            "Vary": ", ".join([*self._headers.get_list("Vary"), "Origin"]),
+        }  # fmt: skip
+        if self.request.method == "OPTIONS" and self.get_status() == 204:  # a browser asks before it lets a page call
+            headers["Access-Control-Allow-Methods"] = self._headers["Allow"]
+            headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+            headers["Access-Control-Max-Age"] = "600"
+            if self.request.headers.get("Access-Control-Request-Private-Network"):
+                headers["Access-Control-Allow-Private-Network"] = "true"
+        return headers
 
 
 class CorsServer(Server):
-    """Has each answer of the application go through CorsHeaders, early ones and refusals too."""
-
-    origins: tuple[str, ...] = ()
+    """Its application answers OPTIONS."""
 
     def initialize(self, request_callback: Any, *args: Any, **options: Any) -> None:
         super().initialize(request_callback, *args, **options)
         if isinstance(request_callback, Application):
-            request_callback.add_transform(typing.cast(Any, functools.partial(CorsHeaders, self.origins)))
             request_callback.unknown = type("Preflight", (Preflight, request_callback.unknown), {})
 
 
@@ -59,29 +75,3 @@ class Preflight(UnknownRoute):
             return {"OPTIONS"}.union(*(route.methods for route, _ in self.application.served))
         found = super().allowed_methods()
         return found | {"OPTIONS"} if found else found
-
-
-class CorsHeaders(tornado.web.OutputTransform):
-    """Adds the headers by which a browser lets a page read the answer to one request."""
-
-    __slots__ = ("_origins", "_request")  # each parked poll has one
-
-    def __init__(self, origins: tuple[str, ...], request: tornado.httputil.HTTPServerRequest) -> None:
-        self._origins, self._request = origins, request
-
-    def transform_first_chunk(
-        self, status_code: int, headers: tornado.httputil.HTTPHeaders, chunk: bytes, finishing: bool
-    ) -> tuple[int, tornado.httputil.HTTPHeaders, bytes]:
-        asked = self._request.headers
-        origin = asked.get("Origin")
-        if origin and origin_allowed(origin, self._origins):
-            headers["Access-Control-Allow-Origin"] = origin
-            headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
-            headers.add("Vary", "Origin")
-            if self._request.method == "OPTIONS" and status_code == 204:  # a browser asks before it lets a page call
-                headers["Access-Control-Allow-Methods"] = headers["Allow"]
-                headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
-                headers["Access-Control-Max-Age"] = "600"
-                if asked.get("Access-Control-Request-Private-Network"):
-                    headers["Access-Control-Allow-Private-Network"] = "true"
-        return status_code, headers, chunk

@@ -337,6 +337,27 @@ def test_commands_answer_hooks_and_wake_sessions(service: Service, issue: str) -
     assert (out, "wake_up by cli" in err) == ("2\n", True)
 
 
+@pytest.mark.parametrize("field", ["session_id", "sessionId", "sessionID"])
+def test_sessions_are_told_apart_by_what_their_program_calls_the_session(
+    service: Service, issue: str, field: str
+) -> None:
+    def hook(session: str, event: str) -> str:
+        done = subprocess.run(
+            cco(service, "hook", "copilot", event),
+            input=json.dumps({field: f"{issue}-{session}"}), capture_output=True, text=True, timeout=60,
+            env=clean_environment(),
+        )  # fmt: skip
+        return str(json.loads(done.stdout or "{}").get("additionalContext", ""))
+
+    for session in ("one", "other"):
+        assert "A team of coding agents" in hook(session, "sessionStart")
+    event = {"publisher": "somebody", "topic": "t", "data": {}}
+    assert service.client().post(f"/api/events/news_of_{field.lower()}", event).status_code == 202
+    for session in ("one", "other"):
+        assert f"news_of_{field.lower()}" in hook(session, "postToolUse")
+        assert hook(session, "postToolUse") == "", "a session hears it once"
+
+
 def test_a_session_speaks_by_its_hooks_and_its_tools_in_one_name(service: Service, issue: str, tmp_path: Path) -> None:
     (tmp_path / "claude").symlink_to("/bin/sh")
     hook, bridge = (shlex.join(cco(service, *words)) for words in (["hook", "claude"], ["mcp", "claude"]))

@@ -42,9 +42,9 @@ class Dialect(Struct, frozen=True, kw_only=True):
     ``events`` has its names for our moments: the start of a session, a prompt of the user, a tool's end, the end of a
     turn (``stop``), and a question for permission. What is missing there it does not tell of, or takes no answer to.
     ``context`` makes the answer that gives the model a text, ``refuse`` the one by which a turn goes on, ``permit`` the
-    one that allows or denies what permission was asked for. ``session`` is the field that names the session, ``second``
-    the program's unit of a hook's time limit. ``settings`` is the file of a repository that has hooks under the key
-    ``hooks``, or the module of a program that is in MODULAR, which its settings name.
+    one that allows or denies what permission was asked for. ``second`` is the program's unit of a hook's time limit.
+    ``settings`` is the file of a repository that has hooks under the key ``hooks``, or the module of a program that is
+    in MODULAR, which its settings name.
     """
 
     events: dict[str, str]
@@ -52,7 +52,6 @@ class Dialect(Struct, frozen=True, kw_only=True):
     context: Callable[[str, str], Answer] = as_context
     refuse: Callable[[str], Answer] = as_block
     permit: Callable[[str, bool, str], Answer] = as_permission
-    session: str = "session_id"
     second: int = 1
     handler: Callable[[str, int], Answer] = lambda command, limit: {
         "hooks": [{"type": "command", "command": command, "timeout": limit}]
@@ -81,12 +80,12 @@ DIALECTS = {
     ),
     "copilot": Dialect(
         events={"start": "sessionStart", "prompt": "userPromptSubmitted", "tool": "postToolUse", "stop": "agentStop"},
-        settings=".github/hooks/cco.json", session="sessionId",
+        settings=".github/hooks/cco.json",
         context=lambda event, text: {"additionalContext": text},
         handler=lambda command, limit: {"type": "command", "bash": command, "timeoutSec": limit},
     ),
     **{name: Dialect(
-        events={"start": "start", "tool": "tool"}, context=lambda event, text: {"text": text}, session="sessionID",
+        events={"start": "start", "tool": "tool"}, context=lambda event, text: {"text": text},
         settings=f".cco-{name}.js",
     ) for name in MODULAR},
 }  # fmt: skip
@@ -117,12 +116,12 @@ def hook_settings(program: str, command: str, *, wait: str = "", permission: str
 # end the text is appended to what the tool said. A failure costs nothing but the text.
 OPENCODE_PLUGIN = """\
 import { execFile } from "node:child_process"
-const call = (hook_event_name, sessionID) => new Promise((done) => {
+const call = (hook_event_name, session_id) => new Promise((done) => {
   const child = execFile("/bin/sh", ["-c", COMMAND], { timeout: 10000 }, (error, said) => {
     try { done((!error && JSON.parse(said).text) || "") } catch { done("") }
   })
   child.stdin.on("error", () => {})
-  child.stdin.end(JSON.stringify({ hook_event_name, sessionID }))
+  child.stdin.end(JSON.stringify({ hook_event_name, session_id }))
 })
 export const Sidecar = async () => ({
   event: async ({ event }) => { if (event.type === "session.created") await call("start", event.properties.info.id) },

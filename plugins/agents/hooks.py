@@ -81,8 +81,6 @@ class HookInput(Struct):
 
     hook_event_name: str = ""
     session_id: Annotated[str, Meta(max_length=256)] = ""
-    sessionId: Annotated[str, Meta(max_length=256)] = ""
-    sessionID: Annotated[str, Meta(max_length=256)] = ""
     source: str = ""
     tool_name: str = ""
     tool_input: Any = None
@@ -131,7 +129,7 @@ class CallHook(HookEndpoint):
         dialect, given = self.dialect(program), msgspec.convert(body, HookInput)
         event = self.query.event or given.hook_event_name
         moment, sessions = dialect.moment(event), sessions_of(self.sidecar)
-        session = Session(self.claims, str(getattr(given, dialect.session)))
+        session = Session(self.claims, given.session_id)
         if moment == "permission":
             began = time.monotonic()
             decision = await sessions.permission(self.claims, given, event, self.hang_up)
@@ -164,7 +162,7 @@ class WaitForNews(HookEndpoint):
 
     async def respond(self, program: str, body: dict[str, Any]) -> bytes:
         began, sessions = time.monotonic(), sessions_of(self.sidecar)
-        session = Session(self.claims, str(getattr(msgspec.convert(body, HookInput), self.dialect(program).session)))
+        session = Session(self.claims, msgspec.convert(body, HookInput).session_id)
         over = sessions.is_idle(session)
         self.hang_up.future = over
         try:

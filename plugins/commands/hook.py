@@ -40,7 +40,7 @@ class SessionClient(Client):
     """A client with a token in the name of a session's tools, which reads and does nothing else."""
 
     def __init__(self, options: argparse.Namespace, given: dict[str, Any]) -> None:
-        name = next((str(given[field]) for field in ("session_id", "sessionId", "sessionID") if given.get(field)), "")
+        name = str(given["session_id"])
         of_its_tools = session_subject(options.program, getattr(options, "session_pid", None))
         self._subject = of_its_tools or f"session-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
         super().__init__(options)
@@ -73,12 +73,15 @@ def command_hook(options: argparse.Namespace) -> int:
 
 
 def read_hook_input() -> dict[str, Any]:
-    """The JSON object on standard input; empty where a program gives none. Raises ValueError."""
+    """The JSON object on standard input, empty where a program gives none, with the session as ``session_id``, whatever
+    the program calls it. Raises ValueError.
+    """
     content = sys.stdin.buffer.read(INPUT + 1) if not sys.stdin.isatty() else b""
     given = json.loads(content or b"{}")
     if len(content) > INPUT or not isinstance(given, dict):
         raise ValueError("no object, or too long")
-    return given
+    names = ("session_id", "sessionId", "sessionID")  # copilot has the second
+    return given | {"session_id": next((given[name] for name in names if given.get(name)), "")}
 
 
 def command_wait(options: argparse.Namespace) -> int:
@@ -107,7 +110,7 @@ def wait_and_tell(options: argparse.Namespace) -> int:
     if not text:
         return GOOD
     if options.queue:
-        message = ["codex", "queue", "--thread", str(given.get("session_id", "")), "--message", text]
+        message = ["codex", "queue", "--thread", str(given["session_id"]), "--message", text]
         return subprocess.run(message, stdin=subprocess.DEVNULL, timeout=60).returncode
     print(text, file=sys.stderr if options.rewake else sys.stdout)
     return WOKEN if options.rewake else GOOD
@@ -165,7 +168,7 @@ def wait_apart(options: argparse.Namespace, given: dict[str, Any]) -> None:
         words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     assert process.stdin
-    process.stdin.write(json.dumps({"session_id": given.get("session_id", "")}).encode())
+    process.stdin.write(json.dumps({"session_id": given["session_id"]}).encode())
     process.stdin.close()
 
 

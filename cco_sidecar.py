@@ -81,7 +81,6 @@ import threading
 import time
 import types
 import typing
-import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime
@@ -855,7 +854,7 @@ class Sidecar:
         shown = f"[{host}]" if ":" in host else host
         url = f"{self.server_class.scheme}://{shown}:{self.port}"
         root = clean_text(str(settings.root))
-        self.info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, iso(), uuid.uuid4().hex)
+        self.info = SidecarInfo(os.getpid(), url, settings.project, root, __version__, iso(), secrets.token_hex(16))
 
 
 def listening(host: str, last: int, port: int) -> list[socket.socket]:
@@ -1664,7 +1663,7 @@ class Tokens:
         claims: dict[str, Any] = {
             "sub": subject, "agent_type": agent_type, "project_id": self._settings.project, "iat": now,
             "permissions": [name for name in allowed if permissions is None or name in permissions],
-            "exp": now + (ttl or self._settings.token_ttl), "jti": uuid.uuid4().hex, "iss": "cco-sidecar",
+            "exp": now + (ttl or self._settings.token_ttl), "jti": secrets.token_hex(16), "iss": "cco-sidecar",
         }  # fmt: skip
         claims |= ({"issue_id": issue_id} if issue_id else {}) | ({"bound": True} if bound else {})
         return jwt.encode(claims, self._secret, "HS256")
@@ -1860,7 +1859,7 @@ class Storage:
     SWEEP_SECONDS = 2.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
-    PROBE_BYTES = 256 * 1024  # a small result takes some 100 kB: pages of each index, in the log
+    PROBE_BYTES = 256 * 1024  # a small result takes 100 kB of log
     SLOW = "no answer within 2 s"  # what /health says of a write that takes longer
 
     read: Records  # for the loop alone
@@ -2354,14 +2353,13 @@ class Results:
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The answer, once the result is stored; who is next is found on the writer thread."""
         job = functools.partial(self.insert, self._hooks.implementations["next_agents"], facts)
-        answer: dict[str, Any] = await self._storage.write(job, answers=True)
-        return answer
+        return typing.cast(dict[str, Any], await self._storage.write(job, answers=True))
 
     def insert(self, rules: list[Implementation], facts: dict[str, Any], records: Records) -> dict[str, Any]:
         """A job: store a result, with who is next; the answer."""
         body, result, now = facts["submission"], facts["result"], time.time()
         project, issue = body["project_id"], body["issue_id"]
-        result_id = f"result-{uuid.UUID(int=random.getrandbits(128), version=4)}"
+        result_id = f"result-{int(now * 1e6):x}-{random.getrandbits(64):016x}"  # in index order
         proposals = self.propose(rules, facts | {"history": self.history(records, project, issue)})
         row = {
             "id": result_id, "project": project, "issue": issue, "agent_type": body["agent_type"],
@@ -2568,16 +2566,15 @@ class EventBus:
         envelope = {"event_id": self.event_id(seq), **event.envelope}
         issues = (*texts_of(find_field(envelope, "issue_id")), None)
         verdicts: dict[str, bool] = {}  # thousands may wait with one filter
-        keys = itertools.product((event.project,), (event.type, "*"), issues)
-        for key in (key for key in keys if key in self._parked):
-            woken = []
-            for future, (subject, filter, after) in self._parked[key].items():
+        woken = list[Waking]()
+        for key in itertools.product((event.project,), (event.type, "*"), issues):
+            for future, (subject, filter, after) in self._parked.get(key, {}).items():
                 if filter.text not in verdicts:
                     verdicts[filter.text] = filter.matches(envelope)
                 if verdicts[filter.text] and seq > after and not future.done():
                     woken.append(future)
                     event.woken[subject] = None
-            self.wake(woken, seq)
+        self.wake(woken, seq)
         self._hooks.tell("event_published", event=envelope)
 
     def wake(self, parked: Iterable[Waking], seq: int | None) -> None:
@@ -3750,7 +3747,7 @@ class Launcher:
         may = [name for name in category.permissions if name in own and (asked is None or name in asked)]
         nothing_yet = dict.fromkeys("pid birth ended exit_code signal reason".split())
         return nothing_yet | {
-            "id": f"{body['agent_type'][:80]}-{uuid.uuid4().hex[:12]}", "project": self.settings.project,
+            "id": f"{body['agent_type'][:80]}-{secrets.token_hex(6)}", "project": self.settings.project,
             "type": body["agent_type"], "issue": body["issue_id"], "task": body.get("task", ""), "parent": claims.sub,
             "state": "starting", "started": time.time(), "time_limit": self.settings.agent_timeout, "permissions": may,
             "only_issue": body["issue_id"] if body.get("issue_only") else claims.issue_id, "depth": 1,

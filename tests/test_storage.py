@@ -1405,6 +1405,13 @@ def test_a_result_its_event_its_routing_and_its_file_say_the_same(
     assert [item["agent_type"] for item in stored["next_agents"]] == ["test-engineer", "security-auditor"]
 
 
+def test_the_ids_of_results_are_in_the_order_of_their_storing_so_that_their_index_grows_at_its_end(
+    architect: Client, issue: str
+) -> None:
+    ids = [architect.post("/api/results", body_of(issue)).json()["id"] for _ in range(5)]
+    assert ids == sorted(set(ids))
+
+
 @pytest.mark.any_storage
 def test_a_result_whose_file_cannot_be_written_leaves_neither_result_nor_event(
     service: Service, architect: Client, issue: str

@@ -1026,6 +1026,28 @@ def test_reading_connections_cannot_write(tmp_path: Path) -> None:
     with_storage(tmp_path, scene)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell which files are open")
+@pytest.mark.parametrize("change", ["mark_delivered", "remove_events", "a statement of its own"])
+def test_a_large_change_leaves_no_part_of_the_storage_in_the_systems_folder(tmp_path: Path, change: str) -> None:
+    def job(records: Records) -> list[str]:
+        event = new_event("p", "t", {"publisher": "p", "topic": "t", "data": {"text": "x" * 500, "issue_id": "i"}})
+        seqs = [records.insert_event(event) for _ in range(500)]
+        if change == "mark_delivered":
+            records.mark_delivered(seqs, 1)
+        elif change == "remove_events":
+            records.remove_events(seqs, 10)
+        else:
+            assert records.change("update event set project = 'q', issue = 'j', expires = 1").rowcount == 500
+        opened = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+        return [path for path in opened if "etilqs" in path]  # SQLite's name for a file of its own
+
+    async def scene(storage: Storage) -> list[str]:
+        found: list[str] = await storage.write(job)
+        return found
+
+    assert with_storage(tmp_path, scene) == []
+
+
 def test_of_results_that_are_committed_together_the_last_one_of_each_type_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,8 @@ class Facts:
         self.bytes = 0
         self.revision = 0  # another one after each change
         self.paths_revision = 0  # another one after each change of paths
-        self._rarities: dict[str, float] = {}  # of words in paths, by their stems
+        self._rarities: dict[str, float] = {}  # of words in paths, by their stems,
+        self._names: Scores = {}  # and of all in a file's name
         self._stems: tuple[str, list[int], list[int]] | None = None
         self._words: dict[str, tuple[str, ...]] = {}  # most folders' and many names' words are those of others
 
@@ -165,6 +166,7 @@ class Facts:
         self.revision += 1
         self.paths_revision += 1
         self._rarities.clear()
+        self._names.clear()
         self._stems = None
 
     def _listings(self, file: File) -> Iterator[tuple[Lists, str]]:
@@ -220,6 +222,12 @@ class Facts:
         if (found := self._rarities.get(stem)) is None:
             number = len(self.base.get(stem)) + len(self.folder.get(stem))
             found = self._rarities[stem] = self.rarity(number)
+        return found
+
+    def rarity_of_name(self, id: int) -> float:
+        """The sum of the rarities of the words in a file's name."""
+        if (found := self._names.get(id)) is None:
+            found = self._names[id] = sum([self.rarity_in_paths(stem) for stem in self.files[id].base])
         return found
 
 

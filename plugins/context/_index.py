@@ -109,9 +109,11 @@ class Index:
         self.database.close()
 
     @contextlib.contextmanager
-    def beside(self, sql: str, *parameters: Any) -> Iterator[Future[list[Any]]]:
-        """The rows, which another thread looks for while the block runs: SQLite leaves the interpreter to others."""
-        rows = in_thread("relevance", lambda: self._second.execute(sql, parameters).fetchall())
+    def beside(self, most: int, sql: str, *parameters: Any) -> Iterator[Future[list[Any]]]:
+        """The first rows, which another thread looks for while the block runs: SQLite leaves the interpreter to
+        others.
+        """
+        rows = in_thread("relevance", lambda: self._second.execute(sql, parameters).fetchmany(most))
         try:
             yield rows
         finally:

@@ -7,11 +7,12 @@ import functools
 import heapq
 import math
 import re
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
 from cco_sidecar import RankedFile, RankRequest
-from cco_sidecar_plugins.context._facts import FIRST_STAGE_KIND, MAX_RANKED, Facts, Past, Scores, module_path, normal
+from cco_sidecar_plugins.context._facts import FIRST_STAGE_KIND, MAX_RANKED, Facts, Past, Scores, module_path
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
 from cco_sidecar_plugins.context._identifiers import pair_stem
 from cco_sidecar_plugins.context._index import CHUNK_LINES, MAX_CHUNKS, Index
@@ -84,6 +85,7 @@ class Ranking:
         self.texts, self.revision = texts_of(request), facts.revision
         self.query = make_query(self.texts, index.stemmer)
         self.features: dict[str, Scores] = {}
+        self.tops = {"recent": 1.0}  # of each feature the largest; this one has shares of the project's already
         self.found: list[tuple[int, float]] = []  # chunks by their row numbers, with their ranks, best first
         self.chunks: dict[int, list[tuple[int, float]]] = {}  # of the best files of an answer: number and score
         self.all_others = False  # whether files are given that nothing speaks for, rather than none
@@ -111,9 +113,9 @@ class Ranking:
     def _search(self) -> Scores:
         """The sum of all features of each file that has any."""
         if self.query.terms:
-            # Sorted outside of FTS5, whose own sorter carries every position along.
-            sql = "select rowid, bm25(chunk) as rank from chunk where chunk match ? order by rank limit 4000"
-            with self.index.beside(sql, self.query.match_with_pairs) as chunks:
+            # Sorted outside of FTS5, whose own sorter carries every position along; a limit would make it slower still.
+            sql = "select rowid, bm25(chunk) as rank from chunk where chunk match ? order by rank"
+            with self.index.beside(4_000, sql, self.query.match_with_pairs) as chunks:
                 self._symbols()
                 self._definitions()
                 self._path_words()
@@ -121,10 +123,9 @@ class Ranking:
                 self._commits()
             self.found = chunks.result()
             self._text()
-        self.features = {name: normal(scores) for name, scores in self.features.items()}
-        matching = set().union(*self.features.values())
         recent, often = self.past.by_file(self.facts)
-        self.features["recent"] = {id: recent[id] for id in matching.union(often) if id in recent}
+        matching = set().union(often, *self.features.values())
+        self.features["recent"] = {id: recent[id] for id in recent.keys() & matching}
         total: Scores = collections.defaultdict(float)
         self._add(self.features, total)
         if self.query.terms:
@@ -147,19 +148,25 @@ class Ranking:
 
     def _add(self, features: dict[str, Scores], total: Scores) -> None:
         for name, scores in features.items():
+            top = self.tops.setdefault(name, max(scores.values(), default=0.0) or 1.0)
             weight = FEATURES[name]
             for id, score in scores.items():
-                total[id] += weight * score
+                total[id] += weight * (score / top)
+
+    def _share(self, name: str, id: int) -> float:
+        """What a feature adds to the sum of a file."""
+        score = self.features[name].get(id) if name in self.features else None
+        return FEATURES[name] * (score / self.tops[name]) if score else 0.0
 
     # -- what the query alone says
 
     def _text(self) -> None:
-        best = {row // MAX_CHUNKS: -rank for row, rank in reversed(self.found)}
-        self.features["chunk"] = {id: score for id, score in best.items() if id in self.facts.files}
+        files, rows = self.facts.files, reversed(self.found)
+        self.features["chunk"] = {id: -rank for row, rank in rows if (id := row // MAX_CHUNKS) in files}
 
     def _symbols(self) -> None:
-        sql = "select rowid, bm25(symbol) as rank from symbol where symbol match ? order by rank limit 2000"
-        rows = self.index.database.execute(sql, (self.query.match,)).fetchall()
+        sql = "select rowid, bm25(symbol) as rank from symbol where symbol match ? order by rank"
+        rows = self.index.database.execute(sql, (self.query.match,)).fetchmany(2_000)
         self.features["sym"] = {id: -rank for id, rank in rows if id in self.facts.files}
 
     def _definitions(self) -> None:
@@ -199,10 +206,7 @@ class Ranking:
                     if id not in here:
                         pdir[id] += weight * rarity
         self.features |= {"pbase": pbase, "pdir": pdir}
-        self.features["pcov"] = {
-            id: found / sum([facts.rarity_in_paths(stem) for stem in facts.files[id].base])
-            for id, found in mass.items()
-        }
+        self.features["pcov"] = {id: found / facts.rarity_of_name(id) for id, found in mass.items()}
         for id, found in words.items():
             self.why[id]["pbase"] = "name matches " + ", ".join(word for _, word in sorted(found)[:3])
 
@@ -239,11 +243,10 @@ class Ranking:
     def _second_stage(self, first: Scores) -> dict[str, Scores]:
         files = self.facts.files
         factors = FIRST_STAGE_KIND
-        stage = {id: score * factors.get(files[id].kind, 0.4) for id, score in first.items()}
+        stage = best_of(first, 60, lambda id: first[id] * factors.get(files[id].kind, 0.4))
         best = self._first(stage, 60)
         imported, paired = self._imports(stage, best[:8]), self._pairs(stage, best)
-        found = {"dirs": self._folders(stage, best), "imp": imported, "pair": paired}
-        return {name: normal(scores) for name, scores in found.items()}
+        return {"dirs": self._folders(stage, best), "imp": imported, "pair": paired}
 
     def _folders(self, stage: Scores, best: list[int]) -> Scores:
         inside: dict[str, list[float]] = collections.defaultdict(list)
@@ -294,21 +297,25 @@ class Ranking:
         boosts = self._boosts()
         added = {id: sum(value for value, _ in found) for id, found in boosts.items()}
         plain = not self.query.terms
-        scores = {}
-        spoken_for = boosts.keys() | set().union(*(self.features.get(name, {}) for name in SPEAKING))
-        asked = request.task and spoken_for
+        speaking: list[Collection[int]] = [boosts, *(self.features.get(name, {}) for name in SPEAKING)]
+        asked = request.task and any(speaking)
         self.all_others = not asked and not any(standing_of(file.kind, file.language)[1] for file in files.values())
-        found = set(files) if plain or self.all_others or len(files) <= MAX_RANKED else total.keys() | boosts.keys()
-        for id in found:
+
+        def score_of(id: int) -> float | None:
             file = files[id]
-            first = not request.task and file.path.lower() in FIRST_FILES
             factor, own = standing_of(file.kind, file.language)
-            if not (own or first or id in spoken_for or self.all_others):
-                continue
+            first = not request.task and file.path.lower() in FIRST_FILES
+            if not (own or first or self.all_others or any(id in ids for ids in speaking)):
+                return None
             score = total.get(id, 0.0)
             if plain:
                 factor, score = factor**2, score + 0.5 / (1 + file.path.count("/"))
-            scores[id] = factor * score + added.get(id, 0.0)
+            return factor * score + added.get(id, 0.0)
+
+        if plain or self.all_others or len(files) <= MAX_RANKED:
+            scores = scores_of(files, score_of)
+        else:
+            scores = best_of(total, MAX_RANKED, score_of) | scores_of(boosts, score_of)
         best = self._first(scores, MAX_RANKED)
         self._take_chunks(best[:MAX_CHUNKED])
         self._explain(best[:EXPLAINED])
@@ -408,15 +415,30 @@ class Ranking:
 
     def _said(self, id: int, explained: bool) -> list[str]:
         why = self.why.get(id, {}) | (self.shown[id] if explained else {})
-        said = [(FEATURES[name] * self.features[name].get(id, 0.0), text) for name, text in why.items()]
-        if "chunk" not in why and self.features.get("chunk", {}).get(id):
-            said.append(
-                (FEATURES["chunk"] * self.features["chunk"][id], f"text matches{self._whose_words() or ' the task'}")
-            )
-        recent = FEATURES["recent"] * self.features["recent"].get(id, 0.0)
-        if recent > 0.3:
+        said = [(self._share(name, id), text) for name, text in why.items()]
+        if "chunk" not in why and (share := self._share("chunk", id)):
+            said.append((share, f"text matches{self._whose_words() or ' the task'}"))
+        if (recent := self._share("recent", id)) > 0.3:
             said.append((recent, "changed recently"))
         return [text for _, text in sorted(said, key=lambda item: -item[0])]
+
+
+def scores_of(ids: Iterable[int], score_of: Callable[[int], float | None]) -> Scores:
+    return {id: score for id in ids if (score := score_of(id)) is not None}
+
+
+def best_of(total: Scores, number: int, score_of: Callable[[int], float | None]) -> Scores:
+    """The scores of some files, the best ``number`` among them; None leaves a file out. None of them has a higher score
+    than in ``total``, or it counts beside these: so most need not be looked at.
+    """
+    scores, best = dict[int, float](), list[float]()
+    for id in sorted(total, key=total.__getitem__, reverse=True):
+        if len(best) == number and total[id] < best[0]:
+            break
+        if (score := score_of(id)) is not None:
+            scores[id] = score
+            (heapq.heappush if len(best) < number else heapq.heappushpop)(best, score)
+    return scores
 
 
 def ranking_of(last: Ranking | None, index: Index, facts: Facts, past: Past, request: RankRequest) -> Ranking:

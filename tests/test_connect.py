@@ -4,13 +4,14 @@ bridge by which these sessions speak with the service.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 from mock_model import MockModel
 from real_agents import TOKEN, environment, install, make_home
 
-from cco_sidecar import StartError
+from cco_sidecar import StartError, default_storage
 
 edits = plugin("_edits")
 connect = plugin("connect")
@@ -183,6 +184,19 @@ class Desk:
         ]
         return {str(path): (path.read_bytes() if path.is_file() else b"", path.stat().st_mode) for path in found}
 
+    def linked(self, name: str) -> Desk:
+        """Another work tree of the repository, in the same home."""
+        other = copy.copy(self)
+        other.root = self.home.parent / name
+        git(self.root, "worktree", "add", "-q", "-b", name, str(other.root))
+        return other
+
+    def entry(self) -> tuple[str, list[str]]:
+        """(the path by which claude finds the service's tools, the words by which it starts them)"""
+        projects = json.loads((self.home / ".claude.json").read_text())["projects"]
+        ((path, row),) = projects.items()
+        return path, [row["mcpServers"]["cco"]["command"], *row["mcpServers"]["cco"]["args"]]
+
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
@@ -216,7 +230,8 @@ def test_all_programs_are_connected_and_everything_is_as_before(desk: Desk) -> N
     claude = json.loads((desk.home / ".claude.json").read_text())["projects"]
     words = claude[str(desk.root)]["mcpServers"]["cco"]["args"]
     assert claude["/elsewhere"] == {} and words[words.index("mcp") :][:4] == ["mcp", "claude", "--root", str(desk.root)]
-    assert "--storage" in words, "a program may start it without XDG_STATE_HOME"
+    codex = (desk.root / ".codex/config.toml").read_text()
+    assert "--storage" in codex and "--storage" not in words, "codex starts it without XDG_STATE_HOME"
     assert json.loads((desk.root / ".github/mcp.json").read_text())["mcpServers"]["cco"]["tools"] == ["*"]
     assert "sessionStart" in json.loads((desk.root / ".github/hooks/cco.json").read_text())["hooks"]
     assert connect._edits.parse((desk.root / "opencode.jsonc").read_text()).value["plugin"] == [
@@ -237,6 +252,61 @@ def shown_of(desk: Desk, program: str) -> str:
     shown = desk.cco("connect", program)
     desk.cco("connect", program, "--write")
     return shown
+
+
+@pytest.mark.parametrize("kind", ["the main one first", "the linked one first", "of a bare repository"])
+def test_what_work_trees_share_stays_until_the_last_of_them_is_disconnected(desk: Desk, kind: str) -> None:
+    """Lines of git's info/exclude, and what claude keeps by the repository and not by the work tree."""
+    (desk.home / ".claude.json").write_text('{"theme": "dark"}')
+    first, second, shared = desk, desk.linked("side"), desk.root
+    if kind == "the linked one first":
+        first, second = second, first
+    elif kind == "of a bare repository":
+        bare = copy.copy(desk)
+        bare.root = desk.home.parent / "bare"
+        git(desk.root, "clone", "-q", "--bare", ".", str(bare.root))
+        first, second, shared = bare.linked("wing"), bare.linked("yard"), bare.root
+    exclude = Path(git(first.root, "rev-parse", "--path-format=absolute", "--git-path", "info/exclude").strip())
+    before = first.files() | second.files(), exclude.read_text()
+    for tree in (first, second):
+        for program in ("claude", "codex", "copilot"):
+            tree.cco("connect", program, "--write")
+    entry = desk.entry()
+    assert entry[0] == str(shared) and entry[1][-2:] == ["--root", str(shared)]
+    assert [git(tree.root, "status", "--short") for tree in (first, second)] == ["", ""]
+    told = first.cco("disconnect")
+    assert f"claude: ~/.claude.json stays as it is for {second.root}, another work tree of this repository" in told
+    assert git(second.root, "status", "--short") == "" and desk.entry() == entry
+    assert "claude is connected" in second.cco("connect", "claude"), "nothing of it is gone"
+    second.cco("disconnect")
+    assert (first.files() | second.files(), exclude.read_text()) == before
+
+
+def test_a_session_of_claude_speaks_with_the_service_of_its_work_tree_or_else_of_the_one_that_was_connected(
+    desk: Desk, make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", desk.env["XDG_STATE_HOME"])
+    side = desk.linked("side")
+    side.cco("connect", "claude", "--write")
+
+    def told_in(tree: Desk) -> str:
+        call = {"name": "store_result", "arguments": {"issue_id": "tree-1", "status": "success"}}
+        message = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call})
+        done = subprocess.run(
+            desk.entry()[1], input=message + "\n", cwd=tree.root, env=desk.env, capture_output=True, text=True
+        )
+        return done.stdout + done.stderr
+
+    def count_of(service: Service) -> int:
+        return len(service.client().get("/api/results", issue_id="tree-1").json()["results"])
+
+    assert f"no sidecar runs for {side.root}; " in told_in(side) and f"no sidecar runs for {desk.root}; " in told_in(
+        desk
+    )
+    main = make_service(root=desk.root, storage=default_storage(desk.root, "greeter"))
+    assert "Stored as" in told_in(side) and "Stored as" in told_in(desk) and count_of(main) == 2
+    own = make_service(root=side.root, storage=default_storage(side.root, "greeter"))
+    assert "Stored as" in told_in(side) and (count_of(main), count_of(own)) == (2, 1)
 
 
 def test_what_the_user_wrote_meanwhile_stays_and_what_cannot_be_edited_is_refused(desk: Desk) -> None:

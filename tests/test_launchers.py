@@ -298,6 +298,10 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
             ("\x1b[91m\x1b[1mError: \x1b[0mYour credit balance is too low\n", "Your credit balance is too low"),
             ("[API Error: 400 Your credit balance is too low]\n", "400 Your credit balance is too low"),
             (
+                "Retrying in 240s (attempt 3/10): [API Error: 429 Rate limit reached]\nOperation cancelled.\n",
+                "429 Rate limit reached",
+            ),
+            (
                 "Failed to get response from the AI model; retried 5 times (total retry wait time: 52.92 seconds)"
                 " Last error: 429 Rate limit reached\n\n\nChanges    +0 -0\nDuration   59s\n",
                 "429 Rate limit reached",

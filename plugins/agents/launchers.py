@@ -239,7 +239,7 @@ PROGRAMS = {
         log_in="`qwen auth`",
         logged_out=r"^(No auth type is selected|\[API Error: 401)",
         offline=r"^\[API Error: Connection error",
-        refused=r"^\[API Error: (?!401|Connection error)(.+)\]\s*\Z",
+        refused=r"^(?:Retrying in .*: )?\[API Error: (?!401|Connection error)(.+)\]\s*(?:Operation cancelled\.\s*)?\Z",
         telemetry={
             "QWEN_TELEMETRY_ENABLED": "true", "QWEN_TELEMETRY_TARGET": "local", "QWEN_TELEMETRY_OTLP_ENDPOINT": "{url}",
             "QWEN_TELEMETRY_OTLP_PROTOCOL": "http", "QWEN_TELEMETRY_LOG_PROMPTS": "false"},

@@ -31,13 +31,15 @@ from cco_sidecar import (
     WRONG_USE,
     StartError,
     birth_of,
+    discover_root,
     is_identifier,
     mint_token,
     one_line,
     settings_from,
 )
+from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._client import Client, Refused
-from cco_sidecar_plugins.commands._running import running_settings, with_secret
+from cco_sidecar_plugins.commands._running import running_settings, settings_of_tree, with_secret, work_trees
 
 SESSION = "session"  # the agent type of connected sessions; their tokens are bound, as those of spawned agents
 LIFE = 3600  # seconds of a session's token
@@ -144,7 +146,7 @@ class Bridge:
 
     def _answer(self, message: Any, line: bytes) -> None:
         with self._connecting:
-            self._client = self._client or SessionClient(self._options)
+            self._client = self._client or SessionClient(for_own_tree(self._options))
         with self._client.open(line.strip(), headers_of(message)) as answer:
             if answer.headers.get_content_type() == "text/event-stream":
                 for part in answer:
@@ -170,6 +172,17 @@ class Bridge:
         with self._writing:
             self._out.write(content + b"\n")
             self._out.flush()
+
+
+def for_own_tree(options: argparse.Namespace) -> argparse.Namespace:
+    """The options for the work tree that the session works in, where a service runs for that or none for their root:
+    claude has one entry for all work trees of a repository.
+    """
+    settings, own = settings_from(options), discover_root(Path.cwd())
+    if own == settings.root or "storage" in settings.places or own not in work_trees(settings.root):
+        return options
+    runs, elsewhere = (read_sidecar_json(settings_of_tree(settings, root).storage) for root in (own, settings.root))
+    return argparse.Namespace(**vars(options) | {"root": str(own)}) if runs or not elsewhere else options
 
 
 def told_without_service(message: Any) -> Any:

@@ -38,17 +38,28 @@ def running_nearby(settings: Settings) -> str:
     """
     if "storage" in settings.places:
         return ""
-    listed = (run_git(settings.root, "worktree", "list", "--porcelain", "-z") or b"").split(b"\0")
-    trees = [Path(os.fsdecode(line.removeprefix(b"worktree "))) for line in listed if line.startswith(b"worktree ")]
+    trees = work_trees(settings.root)
     for root in (*trees, *settings.root.parents):
-        other = msgspec.structs.replace(
-            settings, root=root, storage=default_storage(root, settings.project), places={"root": "--root"}
-        )
-        info = read_sidecar_json(running_settings(other).storage) if root != settings.root else None
+        other = settings_of_tree(settings, root)
+        info = read_sidecar_json(other.storage) if root != settings.root else None
         if info and psutil.pid_exists(info.pid):
             which = "another work tree of this repository" if root in trees else "a folder around it"
             return f"one runs for {root}, {which}: `{own_command(other)}` before a command uses that"
     return running_below(settings)
+
+
+def work_trees(root: Path) -> list[Path]:
+    """Those of the repository around ``root``, the main one first; of a bare repository that is its own folder. Empty
+    outside of git. Blocks.
+    """
+    listed = (run_git(root, "worktree", "list", "--porcelain", "-z") or b"").split(b"\0")
+    return [Path(os.fsdecode(line.removeprefix(b"worktree "))) for line in listed if line.startswith(b"worktree ")]
+
+
+def settings_of_tree(settings: Settings, root: Path) -> Settings:
+    """As ``running_settings``, for another ``root`` in the place of that of the settings."""
+    storage = default_storage(root, settings.project)
+    return running_settings(msgspec.structs.replace(settings, root=root, storage=storage, places={"root": "--root"}))
 
 
 def running_below(settings: Settings) -> str:

@@ -30,6 +30,7 @@ from cco_sidecar import (
     Settings,
     StartError,
     default_storage,
+    discover_root,
     harmless,
     hookimpl,
     lock_file,
@@ -45,7 +46,7 @@ from cco_sidecar_plugins.agents._hook_settings import DIALECTS, MODULAR, hook_se
 from cco_sidecar_plugins.commands import _edits
 from cco_sidecar_plugins.commands._edits import APPENDED, Addition, NotEditable
 from cco_sidecar_plugins.commands._mcp_bridge import SESSION, command_mcp
-from cco_sidecar_plugins.commands._running import running_settings
+from cco_sidecar_plugins.commands._running import running_settings, work_trees
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
 
@@ -80,7 +81,8 @@ def local(words: list[str]) -> dict[str, Any]:
 
 class Program(Struct, frozen=True):
     """Where a program's settings have MCP servers, as a path of keys in a file of the repository or, with ~, of the
-    user; ``{root}`` in the path is the repository. Of several files the first that is there, else the last.
+    user; ``{tree}`` in the path is the repository as ``shared_root`` has it. Of several files the first that is there,
+    else the last.
     """
 
     files: tuple[str, ...]
@@ -92,7 +94,7 @@ class Program(Struct, frozen=True):
 
 PROGRAMS = {
     "claude": Program(
-        ("~/.claude.json",), ("projects", "{root}", "mcpServers", NAME),
+        ("~/.claude.json",), ("projects", "{tree}", "mcpServers", NAME),
         lambda words: {"type": "stdio"} | plain(words, env={}, alwaysLoad=True), "2.1.332"),
     "codex": Program(
         (".codex/config.toml",), ("mcp_servers", NAME),
@@ -134,20 +136,32 @@ def own_words() -> list[str]:
 
 def wanted(program: str, settings: Settings) -> list[tuple[str, Addition]]:
     """(file, what is added to it) for a program's sessions in this repository."""
-    row, root = PROGRAMS[program], str(settings.root)
-    place = ["--root", root]
-    # codex starts servers without XDG_STATE_HOME
-    if settings.storage != default_storage(settings.root, settings.project) or os.environ.get("XDG_STATE_HOME"):
-        place += ["--storage", str(settings.storage)]
+    row, root, tree = PROGRAMS[program], str(settings.root), shared_root(settings.root)
+    place = server = ["--root", root]
+    moved = settings.storage != default_storage(settings.root, settings.project)
+    if moved or os.environ.get("XDG_STATE_HOME"):  # codex starts servers without that
+        place = [*place, "--storage", str(settings.storage)]
+    if "{tree}" not in row.path or moved:
+        server = place
+    elif settings.root in work_trees(tree)[1:]:  # the bridge finds the tree of each session
+        server = ["--root", str(tree)]
     file = next((name for name in row.files if on_disk(settings.root, name).exists()), row.files[-1])
-    path = tuple(root if key == "{root}" else key for key in row.path)
-    found: list[tuple[str, Addition]] = [(file, (path, row.server([*own_words(), "mcp", program, *place])))]
+    path = tuple(str(tree) if key == "{tree}" else key for key in row.path)
+    found: list[tuple[str, Addition]] = [(file, (path, row.server([*own_words(), "mcp", program, *server])))]
     if program in DIALECTS and importlib.util.find_spec("cco_sidecar_plugins.commands.hook"):
         hooks = DIALECTS[program].settings
         found += [(hooks, addition) for addition in wanted_hooks(program, place)]
         if program in MODULAR:  # named, since opencode installs packages in a .opencode that is there
             found.append((file, (("plugin", APPENDED), (settings.root / hooks).as_uri())))
     return found
+
+
+def shared_root(root: Path) -> Path:
+    """Where claude keeps what is of a repository: the top of the work tree around ``root``, but for a linked one the
+    first that git lists. Blocks.
+    """
+    top, trees = discover_root(root), work_trees(root)
+    return trees[0] if top in trees[1:] else top
 
 
 def wanted_hooks(program: str, place: list[str]) -> list[Addition]:
@@ -193,14 +207,27 @@ class Notes:
 
     FILE = "connections.json"
 
-    def __init__(self, settings: Settings) -> None:
-        self._path = settings.storage / self.FILE
+    def __init__(self, storage: Path) -> None:
+        self._path = storage / self.FILE
         self.by_program: dict[str, list[Written]] = {}
         with contextlib.suppress(FileNotFoundError):
             try:
                 self.by_program = msgspec.json.decode(self._path.read_bytes(), type=dict[str, list[Written]])
             except msgspec.DecodeError as error:
                 raise StartError(f"{self._path} cannot be read: {one_line(error)}") from None
+
+    @classmethod
+    def of_other_trees(cls, settings: Settings, program: str = "") -> list[tuple[Path, Written]]:
+        """(root, what was written) of the repository's other work trees, which share git's info/exclude and what a
+        program keeps for the repository; of one program or of all. Raises StartError. Blocks.
+        """
+        found = []
+        for root in work_trees(settings.root):
+            places = default_storage(root, "").parent.glob(f"*{default_storage(root, '').name}")
+            for storage in places if root != settings.root and root.is_dir() else ():
+                known = cls(storage).by_program
+                found += [(root, row) for name in known if program in ("", name) for row in known[name]]
+        return found
 
     def save(self) -> None:
         write_file(self._path, msgspec.json.format(msgspec.json.encode(self.by_program)))
@@ -381,15 +408,18 @@ def command_connect(options: argparse.Namespace) -> int:
 
 
 def connect(options: argparse.Namespace, settings: Settings) -> int:
-    notes = Notes(settings)
+    notes = Notes(settings.storage)
     old = notes.by_program.get(options.program, [])
-    changes = connecting(settings, options.program, old)
+    others = [row for _, row in Notes.of_other_trees(settings, options.program)]
+    shared = [row for row in others if row.name[0] == "~" and row.name not in {own.name for own in old}]
+    changes = connecting(settings, options.program, [*old, *shared])
     print("".join(shown(settings, changes)), end="")
     real = [change for change in changes if change.after != change.before]
     new = [change.note for change in changes if change.note]
     for note in new:  # folders that an earlier connection made are still its own
         note.folders += [name for row in old if row.name == note.name for name in row.folders]
-        note.exclude = note.exclude or next((row.exclude for row in old if row.name == note.name), "")
+        lines = [note.exclude, *(row.exclude for row in [*old, *others] if row.name == note.name)]
+        note.exclude = next(filter(None, lines), "")
     if options.write:
         notes.by_program[options.program] = new
         notes.save()  # first: what a kill leaves is then known
@@ -435,14 +465,16 @@ def command_disconnect(options: argparse.Namespace) -> int:
 
 
 def disconnect(options: argparse.Namespace, settings: Settings) -> int:
-    notes = Notes(settings)
+    notes = Notes(settings.storage)
     programs = [checked_program(options.program)] if options.program else list(notes.by_program)
+    excluded = {row.exclude for _, row in Notes.of_other_trees(settings)}
     for program in programs:
         old = notes.by_program.get(program, [])
-        changes = disconnecting(settings, program, old)
+        users = {row.name: root for root, row in Notes.of_other_trees(settings, program) if row.name[0] == "~"}
+        changes = [change for change in disconnecting(settings, program, old) if change.name not in users]
         real = [change for change in changes if change.after != change.before]
         apply(settings, changes)
-        set_excluded(settings, [], [note.exclude for note in old if note.exclude])
+        set_excluded(settings, [], [note.exclude for note in old if note.exclude and note.exclude not in excluded])
         for folder in [name for note in old for name in note.folders]:
             with contextlib.suppress(OSError):  # something else is in it, or it is gone
                 os.rmdir(folder)
@@ -450,7 +482,9 @@ def disconnect(options: argparse.Namespace, settings: Settings) -> int:
             notes.save()
         for change in real:
             print(harmless(f"{program}: {change.path}{' removed' if change.after is None else ' without it again'}"))
-        if not real:
+        for name, root in users.items():
+            print(harmless(f"{program}: {name} stays as it is for {root}, another work tree of this repository."))
+        if not real and not users:
             print(f"{program} is not connected.")
     if not programs:
         print("No program is connected.")
@@ -460,7 +494,7 @@ def disconnect(options: argparse.Namespace, settings: Settings) -> int:
 def findings(settings: Settings) -> dict[str, tuple[str, str]]:
     """For ``cco doctor``: of each connected program, whether its settings still say so."""
     try:
-        known = Notes(settings).by_program
+        known = Notes(settings.storage).by_program
     except StartError as error:
         return {"connections": ("bad", str(error))}
     found = {}

@@ -543,6 +543,13 @@ MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
          "d/build.gradle": 'dependencies {\n  api "g:d:1" // "\n  /* "\n  api "no:no:1"\n*/}', "no/build.gradle": "dependencies {\n  api 'no:no:1'\n}"},
         {"g:x": "1", "g:b": "1", "g:c": "1", "g:d": "1"},
     ),
+    "Gradle's other catalogs": (
+        {"settings.gradle.kts": 'include("app")\ndependencyResolutionManagement {\n  versionCatalogs {\n    create("tools") {\n      from(files("gradle/tools.toml"))\n    }\n'
+         '    // create("no") { from(files("gradle/tools.toml")) }\n    named {from(rootProject.layout.files(\'./named.toml\'))}\n    create("gone") { from(files("gone.toml")) }\n  }\n}\n',
+         "gradle/libs.versions.toml": '[libraries]\nx = "g:x:1"\n', "gradle/tools.toml": '[libraries]\nlint-api = "g:lint:2"\n', "named.toml": '[libraries]\nn = "g:n:3"\n',
+         "app/build.gradle.kts": "dependencies {\n  api(libs.x)\n  api(tools.lint.api)\n  api(platform(named.n))\n  api(gone.x)\n  api(no.lint.api)\n}\n"},
+        {"g:x": "1", "g:lint": "2", "g:n": "3"},
+    ),
     "Groovy's settings of Gradle": (
         {"settings.gradle": "include ':a', \"b\"\ninclude 'c'\nproject(':c').projectDir = new File(settingsDir, '../outside')\n",
          "build.gradle": "allprojects { }\n", "a/build.gradle": "dependencies {\n  api 'g:a:1'\n}", "b/build.gradle": "dependencies {\n  api 'g:b:$v'\n}"},
@@ -578,6 +585,13 @@ MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
         {"build.sbt": 'resolvers += "x" at "https://h/x"; libraryDependencies += "u.v" % "w" % "1"\nlibraryDependencies += "org.typelevel" %% "cats-core" % "2.10.0"\nlibraryDependencies ++= Seq(\n  "org.scalatest" %%% "scalatest" % "3.2" % Test, // "no" % "no" % "1"\n'
          '  "a.b" % "c" % version\n)\n/* "no" % "no" % "2" */\n', "project/Dependencies.scala": 'val x = "d.e" %% "f" % "4"\n', "project/plugins.sbt": 'addSbtPlugin("no" % "no" % "1")\n'},
         {"org.typelevel:cats-core": "2.10.0", "org.scalatest:scalatest": "3.2", "u.v:w": "1", "a.b:c": "", "d.e:f": "4"},
+    ),
+    "the projects of a build.sbt": (
+        {"build.sbt": 'lazy val core = project\nlazy val `web-ui` = (project in file("ui")).dependsOn(core)\nval `to-ols` : Project = ( project)\nlazy val root = project.in(file("."))\n'
+         'lazy val out = project.in(file("../out"))\n// lazy val no = project\nval other = projects\nlibraryDependencies += "a" % "top" % "1"\n',
+         "core/build.sbt": 'libraryDependencies += "a" %% "core" % "2"\n', "ui/build.sbt": 'libraryDependencies += "a" %%% "ui" % v\n',
+         "to-ols/build.sbt": 'libraryDependencies += "a" % "tools" % "3"\n', "no/build.sbt": '"no" % "no" % "1"\n', "other/build.sbt": '"no" % "no" % "2"\n'},
+        {"a:top": "1", "a:core": "2", "a:ui": "", "a:tools": "3"},
     ),
     "Swift's packages": (
         {"Package.swift": 'let package = Package(dependencies: [\n  .package(url: "https://user:word@host.example/vapor/vapor.git", from: "4.0.0"),\n  .package(\n    name: "X",\n'
@@ -887,10 +901,11 @@ SLOW: Contents = {
     "Gemfile": "=begin\n" * (N // 4) + "\n" * N,
     "pom.xml": "<project><properties><a>" + "${a}" * (N // 2) + "</a></properties><dependencies>"
     + POM.format("${a}${a}${a}", "a", "") * 1000 + "</dependencies></project>",
-    "settings.gradle": "include " + "':a', " * (N // 6) + "\ninclude" + " (" * N + "project('a').projectDir = " + " new" * (N // 4),
+    "settings.gradle": "include " + "':a', " * (N // 6) + "\ninclude" + " (" * N + "project('a').projectDir = " + " new" * (N // 4)
+    + "a{" * N + "a { from(" * (N // 9) + "a" * N + "create('a') { from (" + "a." * N,
     "go.work": "use (\n" + "./a\n" * (N // 4) + "(" * N,
     "pubspec.yaml": "dependencies:\n" + " " * N + "\n" + "  a: # \n" * (N // 8) + "workspace:\n" + "- **\n" * 100_000,
-    "build.sbt": '"a" %' + " " * N + '"' * N + "/*" * N,
+    "build.sbt": '"a" %' + " " * N + "val a" * N + "val a = (" * (N // 9) + 'file("' * (N // 6) + '"' * N + "/*" * N,
     "Package.swift": ".package(" + " " * N + ".package(url: \"" * (N // 15) + "/*" * N,
     "mix.exs": "defp deps\n" * 50_000 + "{:a," + " " * N + "{:a" * N,
     "App.csproj": "<Project><ItemGroup>" + '<PackageReference Include="' + ";" * N + '"/></ItemGroup></Project>',

@@ -24,7 +24,11 @@ GRADLE = late_pattern(
     r"""|group\s*[:=]\s*["']([\w.-]+)["']\s*,\s*name\s*[:=]\s*["']([\w.-]+)["']"""
     r"""(?:\s*,\s*version\s*[:=]\s*["']([^"']*))?)"""
 )
-OF_CATALOG = late_pattern(CONFIGURATION + r"libs\.(\w[\w.]*)")
+OF_CATALOG = late_pattern(CONFIGURATION + r"(\w+)\.(\w[\w.]*)")
+CATALOG = late_pattern(
+    r"""(?:\bcreate\(\s{0,9}["'](\w{1,100})["']\s{0,9}\)|\b(\w{1,100}))\s{0,9}\{\s{0,99}from\s{0,9}\(?\s{0,9}"""
+    r"""(?:\w{1,100}\.){0,2}files\(\s{0,9}["']([^"'\n]{1,200})["']"""
+)
 INCLUDE = late_pattern(r"""(?m)(?:^|;)[ \t]*include\b[\s(]*+((?:["'][^"'\n]{1,200}["']\s*+,?\s*+)++)""")
 MOVED = late_pattern(
     r"""(?m)^[ \t]*project\(\s*["']([^"'\n]{1,200})["']\s*\)\.projectDir\s*=\s*(?:new\s+)?[fF]ile\(\s*(?:\w+\s*,\s*)?"""
@@ -49,13 +53,25 @@ def gradle_dependencies(file: File) -> Versions:
     for a version in a variable.
     """
     text = without_comments(file.text())
-    catalog: Catalog = file.files.parsed_once("gradle/libs.versions.toml", catalog_file) or {}
+    places = {"libs": "gradle/libs.versions.toml"}
+    for settings in ("settings.gradle", "settings.gradle.kts"):
+        places |= file.files.parsed_once(settings, catalog_places) or {}
     found: Versions = {}
     for together, version, group, name, other in GRADLE.findall(text):
         version = version or other
         found.setdefault(together or f"{group}:{name}", "" if "$" in version else version)
-    named = (catalog.get(name.removesuffix(".get"), {}) for name in OF_CATALOG.findall(text))
+    named = [
+        (file.files.parsed_once(places[catalog], catalog_file) or {}).get(name.removesuffix(".get"), {})
+        for catalog, name in OF_CATALOG.findall(text)
+        if catalog in places
+    ]
     return merged((found, *named))
+
+
+def catalog_places(file: File) -> dict[str, str]:
+    """The files of the catalogs that settings name, by the names that build files have for them."""
+    found = CATALOG.findall(without_comments(file.text()))
+    return {made or name: posixpath.normpath(place) for made, name, place in found}
 
 
 def catalog_file(file: File) -> Catalog:
@@ -175,6 +191,9 @@ def pubspec_block(lines: list[str]) -> Versions:
 # -- Scala and Swift
 
 SBT = late_pattern(r'"([\w.-]{1,100})"\s{0,99}%{1,3}\s{0,99}"([\w.-]{1,100})"\s{0,99}%\s{0,99}(?:"([^"\n]{1,100})")?')
+SBT_PROJECT = late_pattern(
+    r'\bval\s{1,9}([\w`-]{1,100})\s{0,9}(?::\s{0,9}Project\s{0,9})?=\s{0,9}\(?\s{0,9}project\b|\bfile\(\s{0,9}"([^"\n]{1,200})"'
+)
 SWIFT = late_pattern(
     r'\.package\s*\(\s{0,99}(?:name:\s{0,99}"[^"\n]{0,200}"\s{0,99},\s{0,99})?url:\s{0,99}"([^"\n]{1,500})"\s{0,99},\s{0,99}'
     r'(?:(?:\.upToNextM\w{4}\(\s{0,99})?\.?(from|exact|branch|revision)\s{0,9}[:(]\s{0,99}"([^"\n]{1,100})"'
@@ -183,9 +202,14 @@ SWIFT = late_pattern(
 
 
 def sbt_dependencies(file: File) -> Versions:
-    """Those of a build.sbt, and of the list that is usual for large projects; "" for a version in a variable."""
-    shared = file.files.parsed("project/Dependencies.scala", sbt_file) or {}
-    return merged((sbt_file(file), shared))
+    """Those of a build.sbt, of the projects that it names, and of the list that is usual for large ones; "" for a
+    version in a variable.
+    """
+    named = SBT_PROJECT.findall(without_comments(file.text()))
+    folders = dict.fromkeys(place or name.strip("`") for name, place in named)
+    places = dict.fromkeys(posixpath.normpath(f"{folder}/build.sbt") for folder in [*folders][:MOST_MODULES])
+    read = (file.files.parsed(place, sbt_file) or {} for place in ("project/Dependencies.scala", *places))
+    return merged((sbt_file(file), *read))
 
 
 def sbt_file(file: File) -> Versions:

@@ -3,8 +3,8 @@
 Read are pyproject.toml, setup.cfg, setup.py (never run), requirements.txt, package.json, Cargo.toml, go.mod, pom.xml,
 build.gradle, Gemfile, composer.json, mix.exs, pubspec.yaml, build.sbt and Package.swift, each in the root, what
 requirements.txt and setup.cfg include from inside it, and the modules that package.json, Cargo.toml, go.work, pom.xml,
-settings.gradle, mix.exs, pubspec.yaml or a .NET solution have there. What cannot be read tells nothing, and costs one
-line in the log.
+settings.gradle, mix.exs, pubspec.yaml, build.sbt or a .NET solution have there. What cannot be read tells nothing, and
+costs one line in the log.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ LIMIT = 32 * 1024
 @hookimpl
 def context_section(request: ContextRequest) -> dict[str, Any] | None:
     """The rules that are there; no section where a project has none."""
-    listed = {file.path for file in request.project.files}
+    listed = set(FILES).intersection(file.path for file in request.project.files)
     rules = []
     for path in FILES:
         found = read_text_file(request.project.root, path, LIMIT) if path in listed else None

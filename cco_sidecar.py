@@ -2061,6 +2061,8 @@ class Records:
     def rows(self, sql: str, *values: Any) -> list[Row]:
         return self._db.execute(sql, values).fetchall()
 
+    portion = rows  # plugins end it by bytes too: who reads goes on behind the last row
+
     def one(self, sql: str, *values: Any) -> Any:
         """The first column of the first row, None where there is none."""
         row = self._db.execute(sql, values).fetchone()
@@ -2098,21 +2100,19 @@ class Records:
         return seq
 
     def events(self, project: str, after: int, upto: int, limit: int, type: str, issue: str | None) -> list[Row]:
-        """Events with after < seq <= upto that have not expired, in order: of one type or, where it is ``*``, of all,
+        """The first events with after < seq <= upto that have not expired: of one type or, where it is ``*``, of all,
         with ``issue`` those that may name it.
         """
         source = "event" if type != "*" else "event not indexed"  # the planner would sort; the table is in order
         given = {"project = ?": project, "seq > ?": after, "seq <= ?": upto, "expires > ?": time.time()}
         given |= {"type = ?": type} if type != "*" else {}
-        wanted: list[dict[str, Any]] = [given]
+        wanted = [given]
         if issue is not None:  # by the type's index every row would have to be looked at
             source = "event indexed by event_by_issue"
             wanted = [given | {"issue = ?": named} for named in {issue, ANY_ISSUE}]
-        columns, rows = "seq, type, topic, created, delivered, body", []
-        for values in wanted:
-            sql = f"select {columns} from {source} where {' and '.join(values)} order by seq limit ?"
-            rows += self.rows(sql, *values.values(), limit)
-        return sorted(rows, key=lambda row: row["seq"])[:limit]
+        select = f"select seq, type, topic, created, delivered, body from {source} where "
+        sql = " union all ".join(select + " and ".join(values) for values in wanted) + " order by seq limit ?"
+        return self.portion(sql, *itertools.chain.from_iterable(values.values() for values in wanted), limit)
 
     def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:
         """Some readers got these events; ``deliveries`` counts each reader of each event."""
@@ -2532,7 +2532,7 @@ class EventBus:
     def parse(self, text: str) -> Filter:
         """``field:value``, comma for and: the field has the value, or an array with it. Raises EVT_002."""
         parts = text.split(",") if text else []
-        if wrong := [part for part in parts if not EventBus.TERM.fullmatch(part)]:
+        if wrong := parts[32:] or [part for part in parts if not EventBus.TERM.fullmatch(part)]:
             problem = f"Invalid filter: {wrong[0][:100]!r} is not field:value; other forms need the plugin filters"
             raise ApiError("EVT_002", problem, details={"path": "filter"})
         terms = [part.split(":") for part in parts]
@@ -2646,27 +2646,24 @@ class EventBus:
 
     async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
         """The next matches after ``after``. Others get their turn between steps; nothing is awaited after the last."""
-        rows: list[Row] = []
-        bodies: list[Raw] = []
-        size, more = 0, False
+        rows, size, more = list[Row](), 0, False
         while True:
             step, upto = self.step(channel, filter, after)
             for row in step:
-                body = self.envelope(row)
-                if filter.text and not filter.matches(msgspec.json.decode(body)):
+                if filter.text and not filter.matches(msgspec.json.decode(self.envelope(row))):
                     continue
-                size += len(body)
+                size += len(row["body"])
                 if len(rows) == limit or (rows and size > PAGE_BYTES):
                     more, upto = True, row["seq"] - 1
                     break
                 rows.append(row)
-                bodies.append(Raw(body))
             after = upto
             if more or after >= self._storage.head:
                 break
             await asyncio.sleep(0)
         cursor = self.event_id(after)
-        answer = {"events": bodies, "more_available": more, "next_cursor": cursor if rows else None}
+        events = [Raw(self.envelope(row)) for row in rows]
+        answer = {"events": events, "more_available": more, "next_cursor": cursor if rows else None}
         answer |= {"scanned_to": cursor, "timestamp": iso()} | ({} if rows else {"timeout": True})
         return Poll(rows, after, msgspec.json.encode(answer))
 
@@ -2676,7 +2673,7 @@ class EventBus:
         if after >= head:
             return [], after
         rows = self._storage.read.events(project, after, head, self.STEP, type, filter.issue)
-        return rows, rows[-1]["seq"] if len(rows) == self.STEP else head
+        return rows, rows[-1]["seq"] if rows else head
 
     def envelope(self, row: Row) -> bytes:
         """A stored event as readers get it: its JSON with the id in front."""
@@ -2833,7 +2830,7 @@ def issues_named(body: dict[str, Any]) -> list[str]:
     holders = [holder for holder in (body, body.get("data")) if isinstance(holder, dict)]
     values = [value for holder in holders if (value := holder.get("issue_id")) is not None]
     items = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    return [text for item in items for text in texts_of(item) or [""]]
+    return [text for item in items[:1000] for text in texts_of(item) or [""]]
 
 
 def find_field(event: dict[str, Any], field: str) -> Any:
@@ -2849,8 +2846,8 @@ def find_field(event: dict[str, Any], field: str) -> Any:
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a scalar, or of an array's scalars, as JSON writes them; none of UNSET."""
-    items = value if isinstance(value, list) else [value]
+    """The texts of a scalar, or of an array's first 1,000 items, as JSON writes them; none of UNSET."""
+    items = value[:1000] if isinstance(value, list) else [value]
     scalars = [item for item in items if item is not UNSET and not isinstance(item, (dict, list))]
     return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in scalars]
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from conftest import plugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import ApiError, EventBus, Filter, HangUp, Hooks, new_event
+from cco_sidecar import ApiError, EventBus, Filter, HangUp, Hooks, issues_named, new_event
 
 parse = plugin("filters").parse
 
@@ -165,3 +167,47 @@ def test_bytes_that_a_filter_requires_are_in_every_matching_event(data: dict[str
     event = {"publisher": "me", "topic": "t", "data": data}
     if filter.required_bytes is not None and filter.matches(event):
         assert filter.required_bytes in json.dumps(event).encode()
+
+
+def calls(work: Callable[[], Any]) -> int:
+    """How many functions are called, those of C too."""
+    number = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal number
+        number += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return number
+
+
+PAIRS = [f"{one}{other}" for one in "abcdefghijklmnopqrstuvwxyz" for other in "abcdefghijklmnopqrstuvwxyz"]
+LONG = {"publisher": "me", "topic": "t", "data": {"x": [7] * 100_000, "issue_id": [7] * 100_000}}
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: parse("x:" + "|".join(PAIRS)).matches(LONG),
+        lambda: parse("x:!" + "|".join(f"{pair}*" for pair in PAIRS)).matches(LONG),
+        lambda: parse(",".join(["x:7"] * 32)).matches(LONG),
+        lambda: EventBus.parse(None, ",".join(["x:7"] * 32)).matches(LONG),  # type: ignore[arg-type]
+        lambda: parse("").within("i").matches(LONG),
+        lambda: issues_named(LONG),
+        lambda: new_event("p", "kind", LONG),
+    ],
+    ids=["values", "prefixes", "terms", "terms alone", "a token's issue", "issues", "event"],
+)
+def test_neither_a_long_array_nor_a_long_filter_holds_the_loop(work: Callable[[], Any]) -> None:
+    assert calls(work) < 200_000
+
+
+def test_alone_a_filter_has_as_many_terms_as_with_plugins() -> None:
+    text = ",".join(["x:7"] * 33)
+    for refusing in (parse, lambda text: EventBus.parse(None, text)):  # type: ignore[arg-type]
+        with pytest.raises(ApiError, match="Invalid filter"):
+            refusing(text)

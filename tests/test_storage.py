@@ -32,6 +32,8 @@ from conftest import MODULE, PROJECT, Client, Service, clean_environment, make_r
 
 import cco_sidecar
 from cco_sidecar import (
+    MB,
+    PAGE_BYTES,
     ApiError,
     Claims,
     EventBus,
@@ -723,6 +725,8 @@ def statements(scene: Callable[[cco_sidecar.Records], Any]) -> list[str]:
                 plans.extend(row[3] for row in database.execute(f"explain query plan {sql}", values))
                 return []
 
+            portion = rows
+
             def one(self, sql: str, *values: Any) -> None:
                 self.rows(sql, *values)
 
@@ -770,10 +774,42 @@ READS = {
 @pytest.mark.parametrize("read", READS)
 def test_what_is_asked_often_is_read_in_order_from_an_index_and_nothing_is_sorted(read: str) -> None:
     plans = statements(READS[read])
-    named = re.compile(r"LIST SUBQUERY|SCAN json_each|REUSE LIST|CREATE BLOOM FILTER")  # a page's rows, one by one
+    named = re.compile(
+        r"LIST SUBQUERY|SCAN json_each|REUSE LIST|CREATE BLOOM FILTER|MERGE|LEFT$|RIGHT$"
+    )  # a page's rows, one by one
     plans = [plan for plan in plans if not named.match(plan)]
     assert plans and not [plan for plan in plans if plan.startswith("SCAN") or "TEMP B-TREE" in plan], plans
     assert all("(" in plan for plan in plans), plans  # each begins at a key
+
+
+LARGE = {  # what is read after and up to a number
+    "events": lambda read, after, upto: read.events("p", after, upto, 100, "*", None),
+    "events of an issue": lambda read, after, upto: read.events("p", after, upto, 100, "*", "i"),
+    "events with some bytes": lambda read, after, upto: pages.events_with(read, b"yyy", "p", after, upto, 100, "t"),
+    "a list": lambda read, after, upto: event_list.step(
+        read, "p", event_list.EventQuery(since="earliest"), after, upto, 100
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_events_are_read_by_portions_and_none_is_left_out(tmp_path: Path, kind: str) -> None:
+    issues = ("i", ["i", "j"], ["j", "i"])
+
+    async def scene(storage: Storage) -> list[list[Any]]:
+        for number in range(30):
+            data = {"issue_id": issues[number % 3], "text": "y" * MB}
+            event = new_event("p", "t", {"publisher": "me", "topic": "t", "data": data})
+            await storage.write(lambda records, event=event: records.insert_event(event))
+        portions, after = [], 0
+        while rows := LARGE[kind](storage.read, after, 30):
+            portions.append([(row["seq"], len(row["body"])) for row in rows])
+            after = rows[-1]["seq"]
+        return portions
+
+    portions = with_storage(tmp_path, scene)
+    assert [seq for portion in portions for seq, _ in portion] == list(range(1, 31))
+    assert all(sum(size for _, size in portion[:-1]) <= PAGE_BYTES for portion in portions)
 
 
 def test_numbers_that_are_kept_are_those_that_counting_gives(make_service: Callable[..., Service]) -> None:

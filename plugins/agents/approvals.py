@@ -459,14 +459,12 @@ def rows_of(
 ) -> Iterator[Any]:
     """The events of some types with after < seq <= upto, type by type."""
     for event_type in types:
-        seq, step = after, Approvals.STEP
-        while True:
-            wanted = project, seq, upto, step, event_type
+        seq = after
+        while seq < upto:
+            wanted = project, seq, upto, Approvals.STEP, event_type
             rows = events_with(records, containing, *wanted) if containing else records.events(*wanted, None)
             yield from rows
-            if len(rows) < step:
-                break
-            seq = rows[-1]["seq"]
+            seq = rows[-1]["seq"] if rows else upto
 
 
 def allowing_rule(command: str, rules: Sequence[str]) -> str | None:

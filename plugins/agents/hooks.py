@@ -230,7 +230,7 @@ class Sessions:
         after, head = max(self._bus.position(session.key), self._read.floor()), self._read.head()
         rows = self._read.events(session.claims.project_id, after, head, STEP, "*", None) if head > after else []
         lines, told, size = [HEAD], [], len(HEAD)
-        scanned = head if len(rows) < STEP else rows[-1]["seq"]
+        scanned = rows[-1]["seq"] if rows else head
         for row in rows:
             line = self._line(session.claims, msgspec.json.decode(row["body"]))
             if line is None:

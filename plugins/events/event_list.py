@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from cco_sidecar import (
+    PAGE_BYTES,
     SPAWN,
     ApiError,
     Claims,
@@ -97,11 +98,11 @@ async def page(sidecar: Sidecar, claims: Claims, query: EventQuery) -> dict[str,
     found: list[Row] = []
     floor = 0 if query.dead else sidecar.storage.floor  # retention is what makes dead letters
     after, upto = floor if newest else bus.parse_cursor(query.since, floor), read.head()
-    while len(found) <= query.limit:
+    while len(found) <= query.limit and sum(len(row["body"]) for row in found) <= PAGE_BYTES:
         rows = step(read, project, query, after, upto, bus.STEP)
         asked = [row for row in rows if query.topic in (None, row["topic"])]
         found += [row for row in asked if not filter.text or filter.matches(msgspec.json.decode(row["body"]))]
-        if len(rows) < bus.STEP:
+        if not rows:
             break
         after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)
         await asyncio.sleep(0)
@@ -118,4 +119,4 @@ def step(read: Records, project: str, query: EventQuery, after: int, upto: int, 
     clauses |= {"type = ?": query.type} if query.type else {}
     order = ORDER[not query.since]
     sql = f"select seq, topic, body from {table} where {' and '.join(clauses)} order by {order} limit ?"
-    return read.rows(sql, *clauses.values(), limit)
+    return read.portion(sql, *clauses.values(), limit)

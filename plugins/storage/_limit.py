@@ -17,6 +17,7 @@ import msgspec
 from cco_sidecar import (
     MB,
     MINE,
+    PAGE_BYTES,
     ApiError,
     Channel,
     Claims,
@@ -27,6 +28,7 @@ from cco_sidecar import (
     Poll,
     Pool,
     Records,
+    Row,
     StorageError,
     WaitQuery,
     Write,
@@ -47,17 +49,20 @@ class ForgettingRecords(Records):
 
     OUTPUT_BYTES = 10 * MB  # of a context
 
+    def portion(self, sql: str, *values: Any, most: int = PAGE_BYTES) -> list[Row]:
+        """Rows until their last columns have more than ``most`` bytes."""
+        rows, size = list[Row](), 0
+        with contextlib.closing(self._db.execute(sql, values)) as found:  # else the log grows behind it
+            while size <= most and (row := found.fetchone()):
+                rows.append(row)
+                size += len(row[-1])
+        return rows
+
     def issue_outputs(self, project: str, issue: str, limit: int) -> list[str]:
         """The oldest is the one with which there are too many of them for a context: so it shows that some are cut."""
-        outputs, size = list[str](), 0
         sql = f"select output {MINE} order by seq desc limit ?"
-        with contextlib.closing(self._db.execute(sql, (project, issue, limit))) as rows:  # else the log grows behind it
-            for row in rows:
-                outputs.append(row["output"])
-                size += len(row["output"])
-                if size > self.OUTPUT_BYTES:
-                    break
-        return outputs[::-1]
+        rows = self.portion(sql, project, issue, limit, most=self.OUTPUT_BYTES)
+        return [row["output"] for row in reversed(rows)]
 
     def outlived(self, before: float, upto: int, limit: int) -> list[int]:
         """The numbers of those events, of the first ``limit`` ones, that were made before a time or have a number up to

@@ -56,12 +56,12 @@ def rows_by_number(read: Records, select: str, seqs: list[int]) -> list[Row]:
 def events_with(
     read: Records, content: bytes, project: str, after: int, upto: int, limit: int, type: str
 ) -> list[Row]:  # fmt: skip
-    """What ``Records.events`` gives, of those alone whose body has some bytes."""
+    """As ``Records.events``, of those alone whose body has some bytes."""
     columns = "seq, type, topic, created, delivered, body"
     source, of_type = ("event", "type = ?") if type != "*" else ("event not indexed", "? = '*'")
     sql = f"select {columns} from {source} where {of_type} and project = ? and seq > ? and seq <= ? and expires > ?"
     sql += " and instr(body, ?) order by seq limit ?"
-    return read.rows(sql, type, project, after, upto, time.time(), content, limit)
+    return read.portion(sql, type, project, after, upto, time.time(), content, limit)
 
 
 def created_from(read: Records, seq: int) -> float:

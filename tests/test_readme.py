@@ -101,7 +101,7 @@ TYPED = FIRST + TOUR + PLACES
 
 
 VARIES = [
-    (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "UUID"),
+    (r"\bresult-[0-9a-f]{13}-[0-9a-f]{16}\b", "RESULT"),
     (r"\b[0-9a-f]{32}\b", "UUID"),
     (r"\bevt-[0-9a-f]{8}-\d{12}\b", "EVENT"),
     (r"(?<=-)[0-9a-f]{12}\b", "HASH"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -311,6 +312,19 @@ def test_neither_log_tells_a_token_that_was_put_into_a_path_or_a_name(service: S
     for log in (service.log, (service.storage / "audit.log").read_text()):
         assert token not in log and token.rpartition(".")[0] not in log
     assert audited(service, answers[1])["path"] == "/api/cache/context/[REDACTED]"
+
+
+def test_who_has_no_token_cannot_fill_the_logs_with_long_names(service: Service) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    for request in (b"GET /api/%b", b"GET /api/context/%b", b"POST /%b", b"X%b /health"):
+        for letters in (b"a" * 7_000, b"eyJ" * 2_500, b"a" * 300_000):
+            with socket.create_connection((host, int(port)), 30) as line:
+                line.sendall(request % letters + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                assert line.recv(9) == b"HTTP/1.1 "
+    last = service.client().get("/api/nothing").headers["X-Request-ID"]
+    for log in (lambda: service.log, lambda: (service.storage / "audit.log").read_text()):
+        text = until(lambda log=log: last in log() and log())
+        assert max(map(len, text.splitlines())) < 2_000
 
 
 def test_the_audit_log_tells_refusals_of_every_kind(service: Service, nobody: Client) -> None:

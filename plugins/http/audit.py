@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import MB, Endpoint, Server, Settings, StartError, hookimpl, is_identifier, iso, without_tokens
+from cco_sidecar import MB, Endpoint, Server, Settings, StartError, hookimpl, is_identifier, iso, redact, without_tokens
 from cco_sidecar_plugins.http._finished import RECORDERS, FinishedRequest, ids_of
 
 log = logging.getLogger("cco.audit")
@@ -69,8 +69,9 @@ class AuditedEndpoint(Endpoint):
     def _take_down(self, status: int, seconds: float) -> None:
         request = self.request
         RECORDERS[self.sidecar.settings](FinishedRequest(
-            moment=time.time(), request_id=self.request_id, remote=request.remote_ip, method=request.method,
-            path=without_tokens(request.path), status=status, seconds=seconds, claims=self.claims, error=self.error,
+            moment=time.time(), request_id=self.request_id, remote=request.remote_ip,
+            method=without_tokens(str(request.method)), path=without_tokens(request.path),
+            status=status, seconds=seconds, claims=self.claims, error=self.error,
             reading=self.reading, acted_on=ids_of(self, self.answer),
         ))  # fmt: skip
 
@@ -102,7 +103,8 @@ class AuditLog:
         reading = request.reading or request.method in self.READING
         if self._closed or (reading and not request.error):
             return
-        content = without_tokens(msgspec.json.encode(line_of(request)).decode()).encode() + b"\n"
+        content = msgspec.json.encode(line_of(request))
+        content = (redact(content.decode())[0].encode() if b"eyJ" in content else content) + b"\n"
         try:
             if self._file is None or self._size + self._torn + len(content) > self._max_bytes:
                 self._rotate()

@@ -167,14 +167,16 @@ class Workshop:
         body = {"agent_type": agent_type or TYPES[name], "issue_id": f"{name}-{before}", "task": task}
 
         def publish(script: str, step: int) -> None:
-            """Somebody else has something to say while it works."""
+            """Somebody else has something to say while it works, and looks at the files that it has made at home."""
             if step == 2:
+                seen.update(token_files(self.folder / "home", started["jwt_token"]))
                 data = {"issue_id": body["issue_id"], "message": "look at the zebra"}
                 client.publish("review_wanted", data)
 
+        seen, started = set[str](), dict[str, str]()
         self.model.before_turn = publish
-        spawned = client.post("/api/agents/spawn", body).json()
-        path, seen = f"/api/agents/{spawned['agent_id']}", set[str]()
+        started |= (spawned := client.post("/api/agents/spawn", body).json())
+        path = f"/api/agents/{spawned['agent_id']}"
         while not (agent := client.get(f"{path}/status").json())["ended_at"] and time.monotonic() < began + seconds:
             seen.update(token_holders(spawned["jwt_token"]))
             time.sleep(0.1)
@@ -208,6 +210,13 @@ def token_holders(token: str) -> list[str]:
         except psutil.Error:  # it has just ended
             continue
     return found
+
+
+def token_files(home: Path, token: str) -> list[str]:
+    """Files below the home that hold the token."""
+    words = ["grep", "-rlF", "--exclude-dir=node_modules", token, str(home)]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    return [f"~/{Path(line).relative_to(home)}" for line in found.stdout.splitlines()]
 
 
 def main(names: list[str]) -> int:

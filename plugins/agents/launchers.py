@@ -177,8 +177,9 @@ PROGRAMS = {
     ),
     "codex": Program(
         tried="0.171.0",
+        # A snapshot of the shell is a file in its home, with the token, that others may read.
         argv=["codex", "exec", "{asking}", "-c", "sandbox_workspace_write.network_access=true",
-              *as_toml("codex"), "--skip-git-repo-check", "{prompt}"],
+              "-c", "features.shell_snapshot=false", *as_toml("codex"), "--skip-git-repo-check", "{prompt}"],
         asking={False: ["--sandbox", "workspace-write"], True: ["--approve-for-me"]},  # which has the same sandbox
         log_in="`codex login`, or a key in CODEX_API_KEY",
         logged_out=r"^ERROR: unexpected status 401",

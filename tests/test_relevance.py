@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import platform
+import random
 import sqlite3
 import stat
 import subprocess
@@ -29,6 +30,7 @@ from cco_sidecar import FileFact, RankedFile, RankRequest, import_file
 
 PLUGIN = Path(__file__).resolve().parent.parent / "plugins/context/relevance.py"
 relevance, identifiers, index_file = import_file(PLUGIN), plugin("_identifiers"), plugin("_index")
+ranking = plugin("_ranking")
 
 EMPTY = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"  # the blob of every empty file
 FILES = {
@@ -1002,6 +1004,28 @@ def test_files_of_others_come_where_something_speaks_for_them(
     mixed: Repository, task: str, more: dict[str, Any], also: set[str]
 ) -> None:
     assert set(mixed.paths(task, **more)) == PYTHON | also
+
+
+@pytest.mark.parametrize("number", [1, 5, 60, 400])
+def test_the_best_files_are_the_same_where_not_all_are_looked_at(number: int) -> None:
+    dice = random.Random(number)
+    total = {id: float(dice.randrange(50)) for id in range(300)}  # many have the same
+    factors = {id: dice.choice((1.0, 1.0, 0.5, 0.05, None)) for id in total}
+    boosts = dict.fromkeys(dice.sample(sorted(total), 10), 30.0)
+    asked = set()
+
+    def score_of(id: int) -> float | None:
+        asked.add(id)
+        return None if factors[id] is None else factors[id] * total[id] + boosts.get(id, 0.0)
+
+    found = ranking.best_of(total, number, score_of) | ranking.scores_of(boosts, score_of)
+    looked_at = len(asked)
+    every = ranking.scores_of(total, score_of)
+    least = sorted(every.values(), reverse=True)[:number][-1]
+    assert {id: score for id, score in found.items() if score >= least} == {
+        id: score for id, score in every.items() if score >= least
+    }
+    assert number > 60 or looked_at < len(total)
 
 
 @pytest.mark.parametrize("watch", [[], ["--no-watch"]], ids=["watched", "not watched"])

@@ -374,7 +374,7 @@ def test_results_list_filters_and_limits(world: World, client: Client, issue: st
         ("--since earliest --limit 1", ids[:1], ids[0]),
     ):
         run = world.cco(f"results list --issue {issue} {words} --format table")
-        assert [line.split()[0] for line in run.out.splitlines()] == ["ID", *(found[7:15] for found in shown)]
+        assert [line.split()[0] for line in run.out.splitlines()] == ["ID", *(found[-16:-8] for found in shown)]
         assert more in run.err and run.err.count("\n") == bool(more)
     assert world.cco(f"results list --issue {issue}").out.splitlines()[1].endswith("Use FastAPI; and uvicorn")
 
@@ -383,7 +383,7 @@ def test_results_get_gives_the_latest_of_a_type_or_one_by_its_id(world: World, c
     ids = [client.store("test-engineer", status, issue)["id"] for status in ("failed", "success")]
     client.store("python-specialist", "success", issue)
     for words, wanted in {
-        f"{issue} test-engineer": ids[1], ids[0]: ids[0], ids[0][:20]: ids[0], ids[0].removeprefix("result-")[:8]: ids[0], ids[1][-12:]: ids[1]
+        f"{issue} test-engineer": ids[1], ids[0]: ids[0], ids[0][:20]: ids[0], ids[0][-16:-8]: ids[0], ids[1][-12:]: ids[1]
     }.items():  # fmt: skip
         run = world.cco(f"results get {words} --format json")
         assert run.code == 0 and run.json["id"] == wanted
@@ -638,7 +638,7 @@ def test_the_newest_of_more_than_a_hundred_are_shown_and_the_rest_is_mentioned(
     events = [client.publish(f"of-{issue}")["event_id"] for _ in range(110)]
     shown = {
         f"agent list --issue {issue}": [agent_id[-12:-4] for agent_id in agents],
-        f"results list --issue {issue}": [result_id[7:15] for result_id in results],
+        f"results list --issue {issue}": [result_id[-16:-8] for result_id in results],
         f"events list --type of-{issue}": events,
     }
     for words, ids in shown.items():

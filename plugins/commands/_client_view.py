@@ -196,7 +196,7 @@ def short_id(text: str) -> str:
 
 
 def random_part(text: str) -> str:
-    return text.removeprefix("result-") if text.startswith("result-") else text.rpartition("-")[2]
+    return text.rpartition("-")[2]
 
 
 def first_line(text: str) -> str:

@@ -471,7 +471,7 @@ def check_type(options: argparse.Namespace, agent_type: str | None) -> None:
 def whole_id(client: Client, kind: str, text: str) -> str:
     """The id of an agent or result that ``text`` names: itself, else the only one that begins or ends with it.
 
-    What follows the type in an agent's id, and ``result-`` in a result's, counts as a beginning too. Raises Refused
+    What follows the type in an agent's id, and the time in a result's, counts as a beginning too. Raises Refused
     (404) where nothing is named so, StartError where several are.
     """
     try:

@@ -72,9 +72,9 @@ class WholeProgram(Program):
 
 
 def interruptible(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """``run``, a command that ends what it started: in it SIGINT and SIGTERM are a KeyboardInterrupt, and 128 with the
-    signal's number is its exit code then. Before and after that they end the program at once, so that no module that is
-    imported then has a traceback.
+    """``run``, a command that ends what it started: in it SIGINT, SIGTERM and SIGHUP are a KeyboardInterrupt, and 128
+    with the signal's number is its exit code then. Before and after that they end the program at once, so that no
+    module that is imported then has a traceback.
     """
 
     taken = int(signal.SIGINT)
@@ -96,8 +96,11 @@ def interruptible(run: Callable[[argparse.Namespace], int]) -> Callable[[argpars
 
 @contextlib.contextmanager
 def handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call ``handler``, but for one that is ignored, as SIGINT is of a job in the background."""
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """SIGINT, SIGTERM and SIGHUP call ``handler``, but for one that is ignored, as SIGINT is of a job in the
+    background.
+    """
+    hangup = () if sys.platform == "win32" else (signal.SIGHUP,)
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
     taken = [number for number, before in found.items() if before not in (signal.SIG_IGN, None)]
     for number in taken:
         signal.signal(number, handler)

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import jwt
+import psutil
 import pytest
 from conftest import (
     MODULE,
@@ -1175,7 +1178,7 @@ def test_a_demonstration_whose_service_had_to_be_killed_says_so(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signal comes from another process there")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["INT", "TERM", "HUP"])
 @pytest.mark.parametrize("words", ["wait --session-pid PID", "agent logs --follow", "demo"])
 def test_a_command_that_is_interrupted_says_nothing_and_leaves_nothing(
     here: Here, tmp_path: Path, words: str, number: signal.Signals
@@ -1207,6 +1210,95 @@ def test_a_command_that_is_interrupted_says_nothing_and_leaves_nothing(
         process.kill()
         process.communicate()
         (tmp_path / "gate").touch()
+
+
+def test_a_demonstration_that_is_interrupted_ends_an_agent_that_would_not_end_by_itself(here: Here) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, str(MODULE), "demo"], cwd=here.root, env=here.environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert demo.stdout
+    pid = next(int(found[1]) for line in demo.stdout if (found := re.search(r"as a real process, pid (\d+)", line)))
+    agent = psutil.Process(pid)
+    try:
+        agent.suspend()
+        demo.send_signal(signal.SIGTERM)
+        demo.communicate(timeout=30)
+        assert demo.returncode == 143 and not agent.is_running()
+    finally:
+        demo.kill()
+        demo.communicate()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent.kill()
+
+
+SLOW_POLICY = """
+import time
+from pathlib import Path
+from cco_sidecar import hookimpl
+
+@hookimpl
+def permission_policy(claims, permission, method, path):  # for cco_sidecar
+    if method == "POST":
+        Path(__file__).with_name("asked").touch()
+        while not Path(__file__).with_name("gate").exists():
+            time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("agent spawn --type python-specialist --issue cut", "agent list --issue cut"),
+        ("events publish cut", "events list --type cut"),
+        ("results store --agent a --agent-type python-specialist --issue cut --status success", "results list"),
+    ],
+)
+def test_a_change_that_is_interrupted_says_how_to_see_what_became_of_it(tmp_path: Path, words: str, shown: str) -> None:
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/slow.py").write_text(SLOW_POLICY)
+    here = Here(tmp_path, "--plugins", str(tmp_path / "ours"))
+    here.start()
+    command = subprocess.Popen(
+        [sys.executable, str(MODULE), *words.split()],
+        cwd=here.root, env=here.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        until((tmp_path / "ours/asked").exists)
+        command.send_signal(signal.SIGINT)
+        _, said = command.communicate(timeout=15)
+        assert command.returncode == 130 and re.search(rf"done all the same: `[^`]+ {shown}` shows it\n$", said), said
+    finally:
+        (tmp_path / "ours/gate").touch()
+        command.kill()
+        command.communicate()
+        here.stop()
+        end_stragglers()
+
+
+@pytest.mark.parametrize("words", ["status", "agent list", "events list"])
+def test_a_service_whose_storage_was_removed_is_told_of(tmp_path: Path, words: str) -> None:
+    here = Here(tmp_path)
+    here.start()
+    port = str(urlsplit(here.url).port)
+    until(lambda: "Ctrl-C" in here.log)  # a start that is not yet over would fail
+    try:
+        # Until all of it is gone the service may write a file of it again.
+        until(lambda: shutil.rmtree(here.storage, ignore_errors=True) or not here.storage.exists())
+        asked = subprocess.run(
+            [sys.executable, str(MODULE), *words.split()], cwd=here.root, capture_output=True, text=True, timeout=60,
+            env=here.environment(CCO_SIDECAR_PORT=port, CCO_SIDECAR_PROJECT=PROJECT),
+        )  # fmt: skip
+        assert asked.returncode == 3 and f"answers on http://127.0.0.1:{port}, but its storage is" in asked.stderr
+    finally:
+        here.stop()
+
+
+@pytest.mark.parametrize("words", ["agent list", "results list", "events list"])
+def test_a_word_too_many_is_told_the_option_that_takes_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    assert cco_sidecar.main([*words.split(), "issue-1"]) == 2
+    assert ", did you mean --issue issue-1 or --type issue-1? (see" in capsys.readouterr().err
 
 
 def test_output_that_nobody_reads_any_more_is_no_error(here: Here) -> None:

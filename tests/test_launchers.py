@@ -526,7 +526,7 @@ def test_a_spawn_without_its_program_says_so_in_the_ledger(make_service: Callabl
     (row,) = client.get("/api/agents").json()["agents"]
     assert answer.status_code == 500 and row["state"] == "failed"
     assert row["reason"] == answer.json()["message"] and row["reason"].endswith(
-        "no-such-program: No such file or directory on PATH: install it, or give another --agent-command"
+        "no-such-program: not on PATH: install it, or give another --agent-command"
     )
 
 

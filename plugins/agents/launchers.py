@@ -325,8 +325,8 @@ def find_program(word: str, root: Path, path: str | None = None) -> str:
     found = shutil.which(str(root / word) if says_where else word, path=path)
     if found is None:
         reason = errno.EACCES if says_where and os.path.exists(root / word) else errno.ENOENT
-        advice = "" if says_where else f" on PATH{how_to_have(word, root)}"
-        raise OSError(reason, os.strerror(reason) + advice, word)
+        problem = os.strerror(reason) if says_where else f"not on PATH{how_to_have(word, root)}"
+        raise OSError(reason, problem, word)
     return os.path.abspath(found)
 
 

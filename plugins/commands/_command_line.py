@@ -293,7 +293,10 @@ class CommandParser(cco_sidecar.CommandParser):
         self.refuse_flags(words)
         is_data = words[0].startswith("{") and "--data" in self._option_string_actions
         is_root = self.row is OWN_COMMANDS["serve"] and os.path.isdir(words[0])
-        hint = ", did you mean --data?" if is_data else f", did you mean --root {words[0]}?" if is_root else ""
+        flags = [flag for flag in ("--issue", "--type") if flag in self._option_string_actions]
+        named = " or ".join(f"{flag} {words[0]}" for flag in flags if not words[0].startswith("-"))
+        other = "--data" if is_data else f"--root {words[0]}" if is_root else named
+        hint = f", did you mean {other}?" if other else ""
         self.error(f"{words[0]!r}: {self.prog} takes no such argument{hint}")
 
     def refuse_flags(self, words: Sequence[str]) -> None:

@@ -154,8 +154,8 @@ def seconds_taken(agent: dict[str, Any]) -> int:
 
 
 class Interrupts:
-    """The first SIGINT or SIGTERM is a KeyboardInterrupt, later where a step must not be cut in two; the second ends at
-    once.
+    """The first SIGINT, SIGTERM or SIGHUP is a KeyboardInterrupt, later where a step must not be cut in two; the second
+    ends at once.
     """
 
     def __init__(self, view: View) -> None:

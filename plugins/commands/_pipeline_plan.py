@@ -116,7 +116,7 @@ def short_decision(result: dict[str, Any]) -> str:
     return " ".join("; ".join(said).split())
 
 
-def shortened(text: str) -> str:
+def in_one_line(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 60 else text[:59] + "…"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import psutil
 
 from cco_sidecar import Settings, SidecarInfo, default_storage, own_command, run_git
 from cco_sidecar_plugins._files import read_sidecar_json
+from cco_sidecar_plugins.commands._health import ask_health, read_health
 
 
 def running_settings(settings: Settings) -> Settings:
@@ -28,7 +30,14 @@ def running_settings(settings: Settings) -> Settings:
 
 
 def start_it(settings: Settings) -> str:
-    """What to do where no service runs for the root: start one, or use one that runs nearby. Blocks."""
+    """What to do where no service is announced for the root: start one, or use one that runs nearby; or which one has
+    the port all the same. Blocks.
+    """
+    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+        url = f"http://127.0.0.1:{settings.port}"
+        if settings.port and read_health(ask_health(url, 5)[1]).get("project_id") == settings.project:
+            whose = f"a sidecar of project {settings.project} answers on {url}"
+            return f"{whose}, but its storage is elsewhere or was removed: name --storage, or end it and start it again"
     return "; ".join(filter(None, (f"start it with `{own_command(settings)}`", running_nearby(settings))))
 
 

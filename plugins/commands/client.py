@@ -164,7 +164,9 @@ def command_results_store(options: argparse.Namespace) -> int:
     client = Client(options)
     project = project_of(client, options)
     body = body | {"project_id": project} if given else body
-    return show(options, client.call("POST", "/api/results", body, key=options.idempotency_key))
+    with telling_of_a_cut(client, "results list"):
+        stored = client.call("POST", "/api/results", body, key=options.idempotency_key)
+    return show(options, stored)
 
 
 def result_of_flags(options: argparse.Namespace) -> dict[str, Any]:
@@ -239,10 +241,10 @@ def command_events_publish(options: argparse.Namespace) -> int:
     if not event_type:
         raise StartError("events publish: the event's type must be given, as TYPE, --type or event_type in the file")
     body = {"publisher": options.publisher or os.environ.get("AGENT_ID") or "cli", "topic": "general"} | event
-    return show(
-        options,
-        Client(options).call("POST", f"/api/events/{quote(str(event_type))}", body, key=options.idempotency_key),
-    )
+    client = Client(options)
+    with telling_of_a_cut(client, f"events list --type {event_type}"):
+        published = client.call("POST", f"/api/events/{quote(str(event_type))}", body, key=options.idempotency_key)
+    return show(options, published)
 
 
 def event_of_file(options: argparse.Namespace) -> dict[str, Any]:
@@ -270,18 +272,11 @@ def event_of_flags(options: argparse.Namespace) -> dict[str, Any]:
 def command_events_subscribe(options: argparse.Namespace) -> int:
     """Print events as they come; with --continuous for ever, with --limit so many; none comes twice."""
     client, cursor, left = Client(options), options.since, options.limit or math.inf
+    path = f"/api/events/wait/{quote(options.type)}"
     while True:
         query = {"timeout": options.timeout, "filter": options.filter, "since": cursor, "limit": int(min(left, 100))}
-        try:
-            answer = client.call(
-                "GET", f"/api/events/wait/{quote(options.type)}", query=query, timeout=options.timeout / 1000 + 30
-            )
-        except NotReachable as error:
-            if not options.continuous or cursor in ("latest", "earliest"):
-                raise
-            sys.stderr.write(f"cco: {error}; trying again\n")  # a restart of the service must not end a follower
-            time.sleep(1)
-            continue
+        patience = math.inf if options.continuous and cursor not in ("latest", "earliest") else 0
+        answer = call_again(client, path, patience, query, options.timeout / 1000 + 30)
         for event in answer["events"]:
             print_event(options, event)
         sys.stdout.flush()
@@ -318,7 +313,8 @@ def command_agent_spawn(options: argparse.Namespace) -> int:
     project_of(client, options)
     body = {"agent_type": options.type, "issue_id": options.issue, "task": options.task, "priority": options.priority}
     body |= {"environment": {name: value for name, _, value in pairs}, "context_requirements": options.require or []}
-    spawned = client.call("POST", "/api/agents/spawn", body, key=options.idempotency_key)
+    with telling_of_a_cut(client, f"agent list --issue {options.issue}"):
+        spawned = client.call("POST", "/api/agents/spawn", body, key=options.idempotency_key)
     if not options.wait:
         shown = {} if options.format in ("json", "yaml", "csv") else {"jwt_token": "(shown by --format json)"}
         return show(options, spawned | shown)
@@ -349,8 +345,8 @@ def shown_to_its_end(client: Client, agent_id: str) -> dict[str, Any]:
     offset, text = 0, f"{agent_id} started\n"
     sys.stderr.write(text)
     while True:
-        status = call_again(client, f"/api/agents/{agent_id}/status")
-        logs = call_again(client, f"/api/agents/{agent_id}/logs", query={"since": offset})
+        status = call_again(client, f"/api/agents/{agent_id}/status", PATIENCE)
+        logs = call_again(client, f"/api/agents/{agent_id}/logs", PATIENCE, {"since": offset})
         sys.stderr.write(logs["text"])
         sys.stderr.flush()
         offset, text = logs["next_offset"], logs["text"] or text
@@ -362,24 +358,31 @@ def shown_to_its_end(client: Client, agent_id: str) -> dict[str, Any]:
     return status
 
 
-def call_again(client: Client, path: str, query: dict[str, Any] | None = None) -> Any:
-    """The answer to a GET, which is repeated for PATIENCE while the service is not reachable: it may be starting again.
-    Raises NotReachable.
+PATIENCE = 10.0  # seconds
+
+
+def call_again(
+    client: Client,
+    path: str,
+    patience: float,
+    query: dict[str, Any] | None = None,
+    timeout: float = 60,
+) -> Any:
+    """The answer to a GET, which is repeated while the service is not reachable: it may be starting again. That is said
+    once. Raises NotReachable after ``patience`` seconds.
     """
-    deadline, told = time.monotonic() + PATIENCE, False
+    deadline, told = time.monotonic() + patience, False
     while True:
         try:
-            return client.call("GET", path, query=query)
+            return client.call("GET", path, query=query, timeout=timeout)
         except NotReachable as error:
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 raise
             if not told:
-                sys.stderr.write(f"cco: {error}; trying again for {PATIENCE} s\n")
+                how_long = "" if patience == math.inf else f" for {patience:g} s"
+                sys.stderr.write(f"cco: {error}; trying again{how_long}\n")
             told = True
             time.sleep(0.2)
-
-
-PATIENCE = 10  # seconds
 
 
 def command_agent_list(options: argparse.Namespace) -> int:
@@ -411,16 +414,9 @@ def command_agent_logs(options: argparse.Namespace) -> int:
         if not options.follow or (ended and not logs["text"]):
             return GOOD
         time.sleep(0 if logs["text"] else 0.3)
-        try:
-            ended = client.call("GET", f"{path}/status")[
-                "ended_at"
-            ]  # asked first: what it wrote before its end is then in the log
-            following = client.call("GET", f"{path}/logs", query=wanted | {"since": logs["next_offset"]})
-        except NotReachable as error:
-            sys.stderr.write(f"cco: {error}; trying again\n")
-            logs["text"] = ""
-            time.sleep(1)
-            continue
+        status = call_again(client, f"{path}/status", math.inf)
+        ended = status["ended_at"]  # asked first: what it wrote before its end is then in the log
+        following = call_again(client, f"{path}/logs", math.inf, wanted | {"since": logs["next_offset"]})
         if following["offset"] > logs["next_offset"]:
             sys.stderr.write(
                 f"cco: {following['offset'] - logs['next_offset']} bytes were rotated away before they were read\n"
@@ -466,6 +462,17 @@ def check_type(options: argparse.Namespace, agent_type: str | None) -> None:
     names = [row["agent_type"] for row in told["agent_types"]] if told else []
     if agent_type and names and agent_type not in names:
         raise StartError(f"Unknown agent type {agent_type}{nearest_type(agent_type, names)}", REFUSED)
+
+
+@contextlib.contextmanager
+def telling_of_a_cut(client: Client, words: str) -> Iterator[None]:
+    """While a request is made that changes something: where Ctrl-C cuts it, say what shows what became of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):  # the same Ctrl-C may have ended the reader of a pipe
+            sys.stderr.write(f"\ncco: it may have been done all the same: `{client.command(words)}` shows it\n")
+        raise
 
 
 def whole_id(client: Client, kind: str, text: str) -> str:

@@ -48,7 +48,7 @@ from cco_sidecar import (
     option_table,
     settings_from,
 )
-from cco_sidecar_plugins._files import explained, name_of_user, read_sidecar_json
+from cco_sidecar_plugins._files import explained, read_sidecar_json, what_denies
 from cco_sidecar_plugins._settings import PluginSettings, collected_faults
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
@@ -158,11 +158,9 @@ def check_storage(settings: Settings) -> str:
         try_to_make(settings.storage)
         return "note: not there yet; the first start makes it"
     facts = settings.storage.lstat()
-    if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
-        whose = name_of_user(facts.st_uid)
-        raise StartError(f"{settings.storage} belongs to {whose}: chown -R it to yourself, or use another --storage")
-    if not os.access(settings.storage, os.R_OK | os.W_OK | os.X_OK):
-        raise StartError(f"{settings.storage} cannot be written: chmod u+rwX it, or use another --storage")
+    others = hasattr(os, "geteuid") and facts.st_uid != os.geteuid()
+    if others or not os.access(settings.storage, os.R_OK | os.W_OK | os.X_OK):
+        raise StartError(f"{what_denies(settings.storage)}, or use another --storage")
     if hasattr(os, "geteuid") and facts.st_mode & 0o022:
         raise StartError(f"{settings.storage} must be yours alone: chown it to yourself and chmod 700 it")
     database, in_use = database_of(settings), is_held(settings)

@@ -47,7 +47,7 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
     PART,
     Outcome,
     Plan,
-    shortened,
+    in_one_line,
     silent_result,
 )
 from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_service
@@ -221,14 +221,14 @@ class Pipeline:
         first = known.get("type") or next((asked.agent_type for asked in self._plan.reasons.values()), given.type)
         other_type = given.type not in (None, first) and bool(self._proposals)
         if (other_task or other_type) and going_on and not self._plan.pending and not self._living():
-            was = f" (its task was {shortened(known['task'])!r})" if known.get("task") else ""
+            was = f" (its task was {in_one_line(known['task'])!r})" if known.get("task") else ""
             raise StartError(
                 f"{self._name} is done{was}: begin it anew with --restart, or give what is new an issue of its own",
                 REFUSED,
             )  # fmt: skip
         if other_task and going_on and known.get("task"):
             raise StartError(
-                f"{self._name} is being worked on with the task {shortened(known['task'])!r}:"
+                f"{self._name} is being worked on with the task {in_one_line(known['task'])!r}:"
                 " leave --task out to go on with that, or begin anew with --restart", REFUSED,
             )  # fmt: skip
         if other_type:

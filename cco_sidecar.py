@@ -1146,7 +1146,8 @@ class Handler(tornado.web.RequestHandler):
 
     def error_content(self, error: ApiError) -> bytes:
         """The body of a refusal, whose status and headers it sets."""
-        self.error = error.with_traceback(None)  # its frames would hold the answer in a cycle
+        error.__context__ = error.__traceback__ = None  # a cycle of frames and the answer
+        self.error = error
         self.allowance = self.allowance or error.allowance
         self.clear_header("ETag")
         self.set_status(error.status)
@@ -1436,7 +1437,7 @@ def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
     return scheme in ("http", "https") and host_allowed(host, frozenset({"localhost"}))
 
 
-@functools.lru_cache(1024)
+@functools.lru_cache(64)
 def host_allowed(host: str, allowed: frozenset[str]) -> bool:
     """Whether a Host header may be answered: it names one of ``allowed``, or a loopback address, or with "*" in it any
     address. Rebinding needs a name.

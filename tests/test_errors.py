@@ -1,6 +1,7 @@
 """Every refusal is JSON with its code, its time and its request id, however broken the request was."""
 
 import contextlib
+import gc
 import gzip
 import http.client
 import json
@@ -12,6 +13,7 @@ import sqlite3
 import threading
 import time
 import typing
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -921,3 +923,50 @@ def test_a_refused_request_does_not_use_up_its_key(architect: Client) -> None:
 @pytest.mark.parametrize("key", ["", "x" * 256, "tab\there", "ü"], ids=["empty", "long", "tab", "not ASCII"])
 def test_a_key_that_is_no_key_is_400(architect: Client, key: str) -> None:
     check_error(architect.post("/api/events/ping", EVENT, headers={"Idempotency-Key": key.encode()}), "REQ_001")
+
+
+class Answering:
+    """What ``Handler.error_content`` needs of the answer to a request."""
+
+    allowance: typing.ClassVar[dict[str, str]] = {}
+    request_id = "req-1"
+    error: cco_sidecar.ApiError | None = None
+    clear_header = set_status = set_header = lambda self, *values: None
+
+    def refuse(self, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except cco_sidecar.ApiError as error:
+            cco_sidecar.Handler.error_content(typing.cast(Any, self), error)
+
+
+def garbage() -> None:
+    try:
+        json.loads("garbage")
+    except ValueError:
+        raise cco_sidecar.ApiError("REQ_001") from None
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        garbage,
+        lambda: cco_sidecar.convert({"limit": "x"}, cco_sidecar.WaitQuery, strict=False),
+        lambda: cco_sidecar.EventBus.parse(typing.cast(Any, None), "a"),
+        lambda: cco_sidecar.Tokens.decode(typing.cast(Any, None), "no token", "key" * 20, "HS256", cco_sidecar.Claims),
+    ],
+    ids=["body", "query", "filter", "token"],
+)
+def test_a_refused_request_is_gone_as_soon_as_it_is_answered(work: Callable[[], Any]) -> None:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        answering = Answering()
+        answering.refuse(work)
+        assert answering.error
+        gone = weakref.ref(answering)
+        del answering
+        assert gone() is None
+    finally:
+        if collecting:
+            gc.enable()

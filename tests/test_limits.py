@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import requests
-from conftest import ALL, PROJECT, Client, Service, until
+from conftest import ALL, PROJECT, Client, Service, plugin, until
 
 import cco_sidecar
 from cco_sidecar import ApiError, Claims, RateLimits
@@ -512,3 +512,16 @@ def test_long_lines_are_read_for_contexts_only_and_not_too_many_at_once(service:
         for line in lines:
             line.close()
     until(lambda: service.client().get(long_target(LONG_TASKS["two bytes each"])).status_code == 200)
+
+
+@pytest.mark.parametrize(
+    ("cache", "largest"),
+    [
+        (cco_sidecar.host_allowed, cco_sidecar.MAX_FIELDS),
+        (cco_sidecar.read_query, cco_sidecar.GetContext.max_line),
+        (plugin("filters").parse, 300_000),
+    ],
+    ids=["hosts", "queries", "filters"],
+)
+def test_what_is_remembered_of_requests_takes_bounded_memory(cache: Any, largest: int) -> None:
+    assert cache.cache_parameters()["maxsize"] * largest < 48 * cco_sidecar.MB

@@ -41,7 +41,7 @@ class FullFilter(Filter, frozen=True):
 PLAIN = r"[A-Za-z0-9_.-]+"  # what JSON writes as it is
 
 
-@functools.lru_cache(256)  # one may take 300 kB
+@functools.lru_cache(128)  # one may take 300 kB
 def parse(text: str) -> FullFilter:
     """Raises ApiError EVT_002 that says what is wrong at which character (counted from 1)."""
     terms = parse_terms(text)

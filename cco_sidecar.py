@@ -1362,7 +1362,7 @@ def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = Tru
         raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path}) from None
 
 
-# the same contexts are asked for, and the same events waited for, again and again
+# the same contexts and events are asked for again and again
 read_query = functools.lru_cache(128)(lambda shape, *arguments: convert(dict(arguments), shape, strict=False))
 
 
@@ -1390,8 +1390,8 @@ async def check_policies(endpoint: Endpoint) -> None:
 
 
 def without_tokens(text: str) -> str:
-    """``text``, cut for a log, without a token that may stand there by mistake."""
-    text = text[:500]
+    """500 letters of ``text`` for a log, without a token or its beginning."""
+    text = re.sub(r"eyJ[\w.-]*\Z", REDACTED, text[:500]) if text[500:] else text
     return redact(text)[0] if "eyJ" in text else text
 
 
@@ -3329,7 +3329,7 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
     try:
         with open(full, "rb", opener=lambda name, _: os.open(name, flags)) as file:
             facts, opened = os.fstat(file.fileno()), f"/proc/self/fd/{file.fileno()}"
-            # On Linux it is that of the open file itself: nobody can put a link in the way any more.
+            # On Linux it is that of the open file itself: nobody can put a link in the way.
             real_path = os.readlink(opened) if os.path.lexists(opened) else os.path.realpath(full)
             if not stat.S_ISREG(facts.st_mode) or not real_path.startswith(root.rstrip("/") + os.sep):
                 return None
@@ -4477,7 +4477,7 @@ def work_from(inbox: queue.SimpleQueue[Any]) -> None:
             FREE_THREADS.append(inbox)
 
 
-FREE_THREADS: collections.deque[queue.SimpleQueue[Any]] = collections.deque()  # their inboxes, of calls and outcomes
+FREE_THREADS: collections.deque[queue.SimpleQueue[Any]] = collections.deque()  # their inboxes
 T = typing.TypeVar("T")
 
 

@@ -70,6 +70,7 @@ BEAD = {
     ({"issues.jsonl": "no json\n\n[1, null]\n" + lines({"id": True, "title": "T"}, {"id": "q", "title": 5})}, "q", "", ""),
     ({"issues/s.md": f"# S-1: {KEY}\ntoken = {KEY}"}, "S-1", "S-1: [REDACTED]", "# S-1: [REDACTED]\ntoken = [REDACTED]"),
     ({"issues/long.md": "x" * 40_000}, "long", "long", "x" * 30_000),
+    ({"issues/cut.md": "x " * 14_990 + KEY}, "cut", "cut", "x " * 14_990 + "[REDACTED]"),
     # what would keep a pattern busy that looks at the same text again and again
     ({"issues/12.md": "---" + "\n" * 900_000 + "x"}, "12", "12", "---" + "\n" * 29_997),
     ({"issues/12.md": "# " + "#" * 8_000 + "x"}, "12", "#" * 8_000 + "x", "# " + "#" * 8_000 + "x"),
@@ -202,7 +203,7 @@ def test_what_is_written_down_is_listed_but_for_what_is_over(project: Settings) 
     write(project, {
         "issues/12-login.md": "# The login fails\n", "issues/PAY-7_refund.md": "Text", "issues/README.md": "# Issues\n",
         "issues/plain.md": "---\nid: X-1\ntitle: Named\n---\nText\n", "issues/odd name.md": "# No id\n",
-        "issues/key.md": f"# {KEY}\n", ".beads/issues.jsonl": lines(
+        "issues/key.md": f"# {KEY}\n", "issues/cut.md": f"# {'x ' * 240}{KEY}\n", ".beads/issues.jsonl": lines(
             {"id": "b-1", "title": "Old", "status": "open"}, {"id": "b-1", "title": "New", "status": "open"},
             {"id": "b-2", "title": "Over", "status": "closed"}, {"id": "../x", "title": "Out"}, {"id": 5}, "nonsense"),
         "issues.json": "{",
@@ -212,6 +213,7 @@ def test_what_is_written_down_is_listed_but_for_what_is_over(project: Settings) 
     assert found == {
         "12": ("The login fails", "issues/12-login.md"), "PAY-7": ("PAY-7_refund", "issues/PAY-7_refund.md"),
         "X-1": ("Named", "issues/plain.md"), "key": ("[REDACTED]", "issues/key.md"),
+        "cut": ("x " * 240 + "[REDACTED]", "issues/cut.md"),
         "b-1": ("New", ".beads/issues.jsonl"), "5": ("", ".beads/issues.jsonl"),
     }  # fmt: skip
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import requests
 from conftest import MODULE, PROJECT, Client, Service, make_repository, until
@@ -312,6 +313,29 @@ def test_neither_log_tells_a_token_that_was_put_into_a_path_or_a_name(service: S
     for log in (service.log, (service.storage / "audit.log").read_text()):
         assert token not in log and token.rpartition(".")[0] not in log
     assert audited(service, answers[1])["path"] == "/api/cache/context/[REDACTED]"
+
+
+def test_no_log_tells_the_beginning_of_a_token_that_it_cuts(service: Service, nobody: Client) -> None:
+    token = str(service.client(sub="careless-8", jti="x" * 32).token)
+    places = range(500 - len(token), 500, 40)
+    answers = [nobody.get(f"/api/context/{'a' * place}/{token}") for place in places]
+    answers += [nobody.get(f"/api/context/{'a' * place}/{'/'.join([token] * 20)}") for place in places]
+    answers += [service.client().get("/status", **{"a" * place + token: "1"}) for place in (20, *places)]
+    until(lambda: all(answer.headers["X-Request-ID"] in service.log for answer in answers))
+    told = service.log + (service.storage / "audit.log").read_text() + str([answer.headers for answer in answers])
+    assert "[REDACTED]" in told and token[:20] not in told
+
+
+@pytest.mark.parametrize("end", ["", "/lost", " " * 10_000, "/" + "a" * 300_000], ids=len)
+def test_wherever_a_token_stands_it_is_not_told(end: str) -> None:
+    token = jwt.encode({"sub": "careless-9", "jti": "x" * 300}, "s" * 32)
+    for place in range(520):
+        for text in ("a" * place + "/" + token + end, f"{token}/" * 30 + "a" * place + f"/{token}{end}"):
+            told = cco_sidecar.without_tokens(text)
+            assert (
+                "eyJ" not in told[:497] and len(told) <= 520 and (token[:3] not in text[:500] or "[REDACTED]" in told)
+            )
+    assert cco_sidecar.without_tokens(f"/monkeyJump{end}")[:11] == "/monkeyJump"
 
 
 def test_who_has_no_token_cannot_fill_the_logs_with_long_names(service: Service) -> None:

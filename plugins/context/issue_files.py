@@ -58,7 +58,7 @@ def resolve_issue(issue_id: str, settings: PluginSettings) -> Issue | None:
     for place in settings.issue_files:
         issue = ask_gh(settings.root, issue_id) if place == "gh" else from_place(settings.root, place, issue_id)
         if issue:
-            return {name: redact(text[:TASK_LENGTH])[0] for name, text in issue.items()}
+            return {name: redact(text)[0][:TASK_LENGTH] for name, text in issue.items()}
     return None
 
 
@@ -289,7 +289,7 @@ def written_issues(settings: PluginSettings) -> Iterator[Written]:
                 changed = os.stat(os.path.join(root, path)).st_mtime
                 for issue_id, title in in_markdown(root, path) if path.endswith(".md") else in_export(root, path):
                     if is_identifier(issue_id):
-                        yield Written(issue_id, redact(title[:500])[0], path, changed)
+                        yield Written(issue_id, redact(title)[0][:500], path, changed)
 
 
 def in_markdown(root: Path, path: str) -> Iterator[tuple[str, str]]:

@@ -994,6 +994,30 @@ def test_a_wait_for_an_agent_goes_on_when_the_service_starts_again(tmp_path: Pat
         here.stop()
 
 
+@pytest.mark.parametrize("words", [["--timeout", "60000"], ["--continuous", "--limit", "1"]])
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_wait_for_an_event_goes_on_when_the_service_starts_again(tmp_path: Path, end: str, words: list[str]) -> None:
+    here, said = Here(tmp_path), tmp_path / "said"
+    client = here.start().client()
+    command = [sys.executable, str(MODULE), "events", "subscribe", "late", *words, "--format", "json"]
+    with said.open("w") as file:
+        waiting = subprocess.Popen(
+            command, cwd=here.root, env=here.environment(), stdout=subprocess.PIPE, stderr=file, text=True
+        )
+    try:
+        until(lambda: client.get("/status").json()["events"]["active_subscriptions"] == 1)
+        getattr(here, end)()
+        until(lambda: "trying again" in said.read_text())
+        published = here.start().client().publish("late")["event_id"]
+        shown, _ = waiting.communicate(timeout=30)
+        assert (waiting.returncode, json.loads(shown)["event_id"]) == (0, published), said.read_text()
+        assert said.read_text().count("\n") == 1
+    finally:
+        waiting.kill()
+        waiting.communicate()
+        here.stop()
+
+
 def test_a_wait_for_an_agent_whose_service_stays_away_ends_and_says_that_the_agent_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -270,20 +270,24 @@ def event_of_flags(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def command_events_subscribe(options: argparse.Namespace) -> int:
-    """Print events as they come; with --continuous for ever, with --limit so many; none comes twice."""
+    """Print events as they come; with --continuous for ever, with --limit so many; none comes twice. A service that
+    stops answers before the time is up: what is left of it is waited for at the next one.
+    """
     client, cursor, left = Client(options), options.since, options.limit or math.inf
-    path = f"/api/events/wait/{quote(options.type)}"
-    while True:
-        query = {"timeout": options.timeout, "filter": options.filter, "since": cursor, "limit": int(min(left, 100))}
-        patience = math.inf if options.continuous and cursor not in ("latest", "earliest") else 0
-        answer = call_again(client, path, patience, query, options.timeout / 1000 + 30)
+    path, patience, timeout = f"/api/events/wait/{quote(options.type)}", 0.0, 0
+    deadline = time.monotonic() + (math.inf if options.continuous else options.timeout / 1000)
+    while True:  # the first answer comes at once: with its cursor nothing is missed while the service is away
+        query = {"timeout": timeout, "filter": options.filter, "since": cursor, "limit": int(min(left, 100))}
+        answer = call_again(client, path, patience, query, timeout / 1000 + 30)
         for event in answer["events"]:
             print_event(options, event)
         sys.stdout.flush()
         cursor, left = answer["scanned_to"], left - len(answer["events"])
-        if left <= 0 or (not options.continuous and not answer["more_available"]):
-            if answer["events"] or not answer.get("timeout"):
-                return GOOD
+        patience = max(0.0, deadline - time.monotonic())
+        timeout = math.ceil(min(options.timeout, 1000 * patience))
+        if left <= 0 or (answer["events"] and not options.continuous and not answer["more_available"]):
+            return GOOD
+        if patience == 0 and not answer["events"]:
             retained = "; --since earliest shows what is retained" if options.since == "latest" else ""
             sys.stderr.write(f"cco: no event came within {options.timeout} ms{retained}\n")
             return REFUSED
@@ -379,7 +383,7 @@ def call_again(
             if time.monotonic() >= deadline:
                 raise
             if not told:
-                how_long = "" if patience == math.inf else f" for {patience:g} s"
+                how_long = "" if patience == math.inf else f" for {patience:.3g} s"
                 sys.stderr.write(f"cco: {error}; trying again{how_long}\n")
             told = True
             time.sleep(0.2)

@@ -292,6 +292,12 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
                 "Incomplete JSON",
             ),
             (
+                "Error when talking to Gemini API Full report available at: /tmp/x.json _ApiError: No credit\n"
+                + 10 * "    at x\n"
+                + "  status: 400\n}\nAn unexpected critical error occurred:[object Object]\n",
+                "No credit",
+            ),
+            (
                 'timestamp=1 level=ERROR run=1 message="stream error" error.error="AI_APICallError: Overloaded"\n',
                 "Overloaded",
             ),
@@ -305,6 +311,10 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
                 "Failed to get response from the AI model; retried 5 times (total retry wait time: 52.92 seconds)"
                 " Last error: 429 Rate limit reached\n\n\nChanges    +0 -0\nDuration   59s\n",
                 "429 Rate limit reached",
+            ),
+            (
+                "\n402 You have no quota\n\n\nChanges    +0 -0\nDuration   1s\nResume     copilot --resume=2bd8\n",
+                "402 You have no quota",
             ),
             ("\x1b[31merror:\x1b[0m Rate limit reached for requests\n", "Rate limit reached for requests"),
         )
@@ -333,6 +343,8 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
     ("ERROR: not found: tests/test_x.py\n", 1, None),  # of a command of the user's own
     ("API Error: 529 Overloaded\nI wrote a test of that.\n", 1, None),
     ("Attempt 1 failed with status 500. Retrying with backoff... _ApiError: {}\n", 1, None),  # and went on
+    ("Attempt 3 failed with status 429. Retrying _ApiError: {}\n    at x\nI wrote the test.\n2 failed\n", 1, None),
+    ("I changed the answers:\n404 when the item is missing\n\nChanges    +3 -1\nDuration   9s\n", 1, None),
     ("Credit balance is too low\n", 0, None),
     ("litellm.RateLimitError: Rate limit\nRetrying in 0.5 seconds...\nApplied edit to hello.py\n", 0, None),
     ("litellm.RateLimitError: Rate limit\nRetrying in 0.5 seconds...\n", None, None),

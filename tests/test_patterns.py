@@ -49,6 +49,8 @@ def patterns() -> Iterator[tuple[str, re.Pattern[Any]]]:
     seen = set()
     for module in modules():
         of_lines = [*vars(module).get("DEFINITIONS", {}).values(), *vars(module).get("IMPORTS", {}).values()]
+        programs = vars(module).get("PROGRAMS", {}).values() if module.__name__.endswith("launchers") else ()
+        of_lines += [[row.logged_out, row.offline, row.refused, row.follows[0]] for row in programs]
         file = Path(str(module.__file__))
         places = [module, *(kind for kind in vars(module).values() if isinstance(kind, type))]
         kept = [(name, patterns_in(value)) for place in places for name, value in vars(place).items()]
@@ -101,6 +103,35 @@ def test_no_pattern_takes_an_endless_time() -> None:
     assert len(told) > 170, "the patterns are kept elsewhere now"
     for place in ("_kinds.py: TASK_KINDS", "_definitions.py: of lines"):
         assert any(line.startswith(place) for line in told), place
+
+
+OUTPUT = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import test_launchers
+from test_launchers import CANNOT_WORK, launchers
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+for written in dict.fromkeys(row[0] for row in CANNOT_WORK):
+    print(written.encode(), flush=True)
+    said = written.splitlines() or ["", ""]
+    for lines in (
+        [line.ljust(2000) for line in said],  # as a terminal's tables are
+        [line[: len(line) * 9 // 10] + " " * 1000 + line for line in said],
+        [(line + " ") * (2000 // (len(line) + 1)) for line in said],
+    ):
+        for code, state in ((None, "running"), (0, "completed"), (1, "failed"), (41, "failed"), (-15, "timeout")):
+            for all_lines in (lines, [*lines, "The end."], (lines * 100)[:100], [*(lines * 100)[:99], "The end."]):
+                launchers.agent_failure({"exit_code": code, "state": state}, all_lines)
+print("done")
+"""
+
+
+def test_no_output_of_an_agent_takes_an_endless_time() -> None:
+    """However wide the lines are that its program writes when it cannot work, and whatever follows."""
+    command = [sys.executable, "-c", OUTPUT, str(ROOT / "tests")]
+    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True)
+    told = done.stdout.splitlines()
+    assert told[-1:] == ["done"], f"{told[-1:]} takes too long, or failed: {done.stderr[-2000:]}"
 
 
 def test_the_search_above_finds_what_takes_an_endless_time() -> None:

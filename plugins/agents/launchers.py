@@ -47,7 +47,10 @@ class Program(Struct, frozen=True, kw_only=True):
 
     ``logged_out`` is a pattern of what it writes where nobody is logged in, and ``logged_out_codes`` the exit codes by
     which it then ends: None where it goes on for minutes. ``offline`` is what it writes where it reaches no model, and
-    ``refused``, with what was answered as its group, where the model refuses or fails until it gives up or is ended.
+    ``refused``, with what was answered as its group, how a line begins where the model refuses or fails until it gives
+    up or is ended. This is its last line, but for those that begin with ``follows``, a pattern, at most so many.
+
+    While a pattern is searched for the whole service waits: no two parts of one may take the same letters.
 
     ``telemetry`` and ``telemetry_argv``, words behind its name, have it report what it spends to the plugin meter;
     ``{url}`` there is the service's. Empty where it tells nothing that is understood there.
@@ -65,6 +68,7 @@ class Program(Struct, frozen=True, kw_only=True):
     logged_out_codes: tuple[int | None, ...] = (1,)
     offline: str = ""
     refused: str = ""
+    follows: tuple[str, int] = ("", 0)
     stdin: str = ""
     environment: dict[str, str] = {}
     files: dict[str, str] = {}
@@ -96,17 +100,22 @@ class Program(Struct, frozen=True, kw_only=True):
             rules = ", ".join(map(self.may, commands)) if self.may else ""
             write_file(folder / name, content.replace("{may}", rules).encode())
 
-    def failure(self, name: str, code: int | None, text: str, ended: bool) -> Iterator[str]:
-        """Why the program, which is called ``name``, wrote ``text``; ``code`` is None while it runs, and ``ended`` says
-        that it was not to end so.
+    def failure(self, name: str, code: int | None, lines: Sequence[str], ended: bool) -> Iterator[str]:
+        """Why the program, which is called ``name``, wrote these last ``lines``, none of which is blank or ends with
+        a blank; ``code`` is None while it runs, and ``ended`` says that it was not to end so.
         """
+        text = "\n".join(lines)
         if code in self.logged_out_codes and re.search(self.logged_out, text, re.MULTILINE):
             yield f"{name} is not logged in: {self.log_in}"
         if code != 0 and self.offline and re.search(self.offline, text, re.MULTILINE):
             yield f"{name} does not reach its model: is there a network?"
         if self.refused and code is not None and (ended or code in self.logged_out_codes):
-            for found in reversed([*re.finditer(self.refused, text, re.MULTILINE)]):
-                yield f"its model refused or failed: {found[found.lastindex or 0]}"
+            last, at_most = self.follows
+            for line in reversed(lines[-at_most - 1 :]):
+                if found := re.match(self.refused, line):
+                    yield f"its model refused or failed: {found[found.lastindex or 0]}"
+                if found or not re.match(last, line):
+                    return
 
 
 GEMINI_POLICY = """\
@@ -152,9 +161,10 @@ def like_opencode(name: str, tried: str) -> Program:
         may=lambda command: f'{json.dumps(command)}: "allow", {json.dumps(command + " *")}: "allow"',
         log_in=f"`{name} auth login`",
         logged_out=r"^(\x1b\[\d+m)+Error: .*(?i:api[ -]key|unauthori[sz]ed|authenticat)",
-        offline=r"(^.* level=ERROR .*Cannot connect to API: .*\s*){2}\Z|^(\x1b\[\d+m)+Error: .*Cannot connect to API",
-        refused=r'^timestamp=.* level=ERROR .* error\.error="AI_\w+: ([^"]+)"\s*\Z'
-                r"|^\x1b\[91m\x1b\[1mError: \x1b\[0m(.+)\s*\Z",
+        offline=r"(^timestamp=\S* level=ERROR (?>.*?Cannot connect to API: ).*\n?){2}\Z"
+                r"|^(\x1b\[\d+m)+Error: .*Cannot connect to API",
+        refused=r'timestamp=\S* level=ERROR (?>.*? error\.error="AI_)\w+: ([^"]+)"\Z'
+                r"|\x1b\[91m\x1b\[1mError: \x1b\[0m(.+)",
     )  # fmt: skip
 
 
@@ -168,7 +178,7 @@ PROGRAMS = {
         log_in="`claude auth login`, or a key in ANTHROPIC_API_KEY",
         logged_out=r"^(Not logged in|Invalid API key|OAuth token|Failed to authenticate|API Error: 40[13]\b)",
         offline=r"^(API Error: )?(Connection error|Unable to connect to API)",
-        refused=r"^(?:API Error: (.+)|(Credit balance is too low))\s*\Z",
+        refused=r"API Error: (.+)|(Credit balance is too low)\Z",
         telemetry={"CLAUDE_CODE_ENABLE_TELEMETRY": "1", "OTEL_LOGS_EXPORTER": "otlp"},
         mcp_argv=["--mcp-config", "{agent_folder}/mcp.json"],
         mcp_last=["mcp__cco"],  # of --allowedTools: all tools of the server
@@ -183,9 +193,8 @@ PROGRAMS = {
         asking={False: ["--sandbox", "workspace-write"], True: ["--approve-for-me"]},  # which has the same sandbox
         log_in="`codex login`, or a key in CODEX_API_KEY",
         logged_out=r"^ERROR: unexpected status 401",
-        offline=r"^ERROR: Reconnecting\.\.\. waiting for network\s*\Z",  # and waits for ever
-        refused=r"^ERROR: ((?:exceeded retry limit|unexpected status|stream disconnected|We.re currently|\{.type).+)\s*"
-                r"\Z",
+        offline=r"^ERROR: Reconnecting\.\.\. waiting for network\Z",  # and waits for ever
+        refused=r"ERROR: ((?:exceeded retry limit|unexpected status|stream disconnected|We.re currently|\{.type).+)",
         telemetry_argv=["-c", "otel.exporter.otlp-http.endpoint={url}/v1/logs",
                         "-c", "otel.exporter.otlp-http.protocol=json"],
         mcp_argv=["-c", f'mcp_servers.cco={{url="{{url}}/mcp", bearer_token_env_var="{LASTING}",'
@@ -203,7 +212,8 @@ PROGRAMS = {
         log_in="`gemini` by hand, or a key in GEMINI_API_KEY",
         logged_out=r"\b[Aa]uth(entication)?\b",
         logged_out_codes=(41,),
-        refused=r"^(?:Attempt (?:[3-9]|\d\d) failed\b|Error when talking to Gemini API ).*Error: (.+)$",
+        refused=r"(?:Attempt (?:[3-9]|\d\d) failed\b|Error when talking to Gemini API ).*Error: (.+)",
+        follows=(r"\s|\}|An unexpected critical error occurred", 40),  # the trace
         telemetry={
             "GEMINI_TELEMETRY_ENABLED": "true", "GEMINI_TELEMETRY_TARGET": "local",
             "GEMINI_TELEMETRY_OTLP_ENDPOINT": "{url}", "GEMINI_TELEMETRY_OTLP_PROTOCOL": "http",
@@ -222,7 +232,8 @@ PROGRAMS = {
         log_in="a key of its model's provider, such as ANTHROPIC_API_KEY",
         logged_out=r"^(No LLM model was specified and no API keys were provided|litellm\.AuthenticationError)",
         logged_out_codes=(None, 0),
-        refused=r"^(?:litellm\.(\w+Error: .+)|(Empty response received from LLM.+))(?:\s*\n(?!Retrying).+){0,3}\s*\Z",
+        refused=r"litellm\.(\w+Error: .+)|(Empty response received from LLM.+)",
+        follows=("(?!Retrying)", 3),
     ),
     "goose": Program(
         tried="",
@@ -240,7 +251,8 @@ PROGRAMS = {
         log_in="`qwen auth`",
         logged_out=r"^(No auth type is selected|\[API Error: 401)",
         offline=r"^\[API Error: Connection error",
-        refused=r"^(?:Retrying in .*: )?\[API Error: (?!401|Connection error)(.+)\]\s*(?:Operation cancelled\.\s*)?\Z",
+        refused=r"(?:Retrying in [^\[]*: )?\[API Error: (?!401|Connection error)(.+)\]\Z",
+        follows=(r"Operation cancelled\.\Z", 1),
         telemetry={
             "QWEN_TELEMETRY_ENABLED": "true", "QWEN_TELEMETRY_TARGET": "local", "QWEN_TELEMETRY_OTLP_ENDPOINT": "{url}",
             "QWEN_TELEMETRY_OTLP_PROTOCOL": "http", "QWEN_TELEMETRY_LOG_PROMPTS": "false"},
@@ -266,7 +278,8 @@ PROGRAMS = {
             type="http", url="{url}/mcp", headers=bearer(f"${{{LASTING}}}"), tools=["*"], timeout=WAITS_MS)},
         log_in="`copilot login`, or a token in COPILOT_GITHUB_TOKEN",
         logged_out=r"^(Error: No authentication information found|Authentication failed)",
-        refused=r"^(?:Failed to get response from the AI model; .*Last error: (.+)|([45]\d\d .+))\s+^Changes ",
+        refused=r"Failed to get response from the AI model; .*Last error: (.+)|([45]\d\d [A-Z].+)",
+        follows=(r"[A-Z]\w+ {2,}", 6),  # the figures
     ),
     "cline": Program(  # without a network it says nothing for a minute
         tried="3.0.65",
@@ -274,7 +287,7 @@ PROGRAMS = {
         log_in="`cline auth`",
         logged_out=r"^(\x1b\[\d+m)*error:(\x1b\[\d+m)* .*(?i:api[ -]key|unauthori[sz]ed|authenticat)",
         offline=r"^(\x1b\[\d+m)*error:(\x1b\[\d+m)* Cannot connect to API",
-        refused=r"^\x1b\[31merror:\x1b\[0m (.*(?i:rate limit|too many|overloaded|server error|quota|credit).*)\s*\Z",
+        refused=r"\x1b\[31merror:\x1b\[0m (.*(?i:rate limit|too many|overloaded|server error|quota|credit).*)",
         mcp_environment={"CLINE_MCP_SETTINGS_PATH": f"{{agent_folder}}/home/{CLINE_SERVERS}"},
         mcp_files={f"home/{CLINE_SERVERS}": server(
             transport={"type": "streamableHttp", "url": "{url}/mcp", "headers": bearer("{token}")},
@@ -416,10 +429,10 @@ def agent_command(launch: AgentLaunch, settings: PluginSettings) -> AgentCommand
 @hookimpl
 def agent_failure(agent: dict[str, Any], output: list[str]) -> str | None:
     """What any known program says, since a command of the user's own may start it too; some speak alike."""
-    code, text = agent["exit_code"], "\n".join(output)
+    code, lines = agent["exit_code"], [line for each in output if (line := each.rstrip())]
     ended = agent["state"] in ("failed", "timeout")
-    reasons = [next(program.failure(name, code, text, ended), "") for name, program in PROGRAMS.items()]
+    reasons = [next(program.failure(name, code, lines, ended), "") for name, program in PROGRAMS.items()]
     if any(reasons):
         return "; or ".join(dict.fromkeys(filter(None, reasons)))  # opencode and kilo speak alike
-    refused = REFUSED_OPTION.search(text) if code in (1, 2) else None
+    refused = REFUSED_OPTION.search("\n".join(output)) if code in (1, 2) else None
     return f"its version does not take its options ({(refused[1] or refused[2])[:200]})" if refused else None

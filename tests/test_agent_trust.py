@@ -759,7 +759,7 @@ def test_the_command_can_depend_on_the_agent_type(
         state(architect, agent_id, "completed")
         assert output(architect, agent_id) == said
     answer = architect.post("/api/agents/spawn", request(agent_type="qa-engineer"))
-    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001") and "claude: No such file" in answer.json()[
+    assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001") and "claude: not on PATH" in answer.json()[
         "message"
     ]
 

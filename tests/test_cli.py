@@ -1299,22 +1299,34 @@ def test_a_change_that_is_interrupted_says_how_to_see_what_became_of_it(tmp_path
         end_stragglers()
 
 
-@pytest.mark.parametrize("words", ["status", "agent list", "events list"])
-def test_a_service_whose_storage_was_removed_is_told_of(tmp_path: Path, words: str) -> None:
+@pytest.mark.parametrize("where", ["as usual", "another address", "TLS"])
+def test_a_service_whose_storage_was_removed_is_told_of(tmp_path: Path, where: str) -> None:
+    more = {"CCO_SIDECAR_HOST": "127.0.0.2"} if where == "another address" else {}
+    if where == "TLS":
+        more = {"CCO_SIDECAR_TLS_CERT": str(tmp_path / "cert.pem"), "CCO_SIDECAR_TLS_KEY": str(tmp_path / "key.pem")}
+        words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-keyout", "key.pem"]
+        subprocess.run([*words, "-out", "cert.pem"], cwd=tmp_path, check=True, capture_output=True)
     here = Here(tmp_path)
+    here.env = more
     here.start()
-    port = str(urlsplit(here.url).port)
     until(lambda: "Ctrl-C" in here.log)  # a start that is not yet over would fail
+    known = more | {"CCO_SIDECAR_PORT": str(urlsplit(here.url).port), "CCO_SIDECAR_PROJECT": PROJECT}
     try:
         # Until all of it is gone the service may write a file of it again.
         until(lambda: shutil.rmtree(here.storage, ignore_errors=True) or not here.storage.exists())
-        asked = subprocess.run(
-            [sys.executable, str(MODULE), *words.split()], cwd=here.root, capture_output=True, text=True, timeout=60,
-            env=here.environment(CCO_SIDECAR_PORT=port, CCO_SIDECAR_PROJECT=PROJECT),
-        )  # fmt: skip
-        assert asked.returncode == 3 and f"answers on http://127.0.0.1:{port}, but its storage is" in asked.stderr
+        for words in (["status"], ["agent", "list"], ["events", "list"]):
+            asked = here.run(*words, cwd=here.root, **known)
+            assert asked.returncode == 3 and f"answers on {here.url}: its storage is elsewhere" in asked.stderr
     finally:
         here.stop()
+
+
+@pytest.mark.parametrize("words", ["status", "agent list", "results list"])
+def test_another_repositorys_service_of_the_same_name_is_left_alone(here: Here, tmp_path: Path, words: str) -> None:
+    other, port = make_repository(tmp_path / here.root.name), str(urlsplit(here.url).port)
+    asked = here.run(*words.split(), cwd=other, CCO_SIDECAR_PORT=port, CCO_SIDECAR_PROJECT=PROJECT)
+    assert asked.returncode == 3 and f"no sidecar runs for {other}; start it with `" in asked.stderr
+    assert "answers on" not in asked.stderr
 
 
 @pytest.mark.parametrize("words", ["agent list", "results list", "events list"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -401,3 +402,16 @@ def test_a_hook_that_fails_says_nothing_and_disturbs_nobody(tmp_path: Path, trou
     began = time.monotonic()
     ended = subprocess.run(words, input=given, capture_output=True, env=clean_environment(), cwd=tmp_path, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b""), time.monotonic() - began
+
+
+@pytest.mark.parametrize("words", ["hook claude", "hook codex", "wait --rewake"])
+def test_a_hook_looks_for_no_service_beside_its_own(tmp_path: Path, words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        known = {"CCO_SIDECAR_PORT": str(silent.getsockname()[1]), "XDG_STATE_HOME": str(tmp_path / "state")}
+        command = [sys.executable, str(MODULE), *words.split(), "--root", str(make_repository(tmp_path / "app"))]
+        given = b'{"hook_event_name": "PostToolUse", "session_id": "s-1"}'
+        ended = subprocess.run(command, input=given, capture_output=True, env=clean_environment(**known), timeout=60)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+        with pytest.raises(BlockingIOError):
+            silent.accept()

@@ -22,6 +22,7 @@ import msgspec
 from cco_sidecar import (
     ERRORS,
     REFUSED,
+    Settings,
     SidecarInfo,
     StartError,
     load_hooks,
@@ -109,8 +110,11 @@ class Client:
             if info is None and (problem := denied(self._settings.storage / SidecarInfo.FILE)):
                 raise NotReachable(f"whether a sidecar runs for {self._settings.root} cannot be seen: {problem}")
             if info is None:
-                raise NotReachable(f"no sidecar runs for {self._settings.root}; {start_it(self._settings)}")
+                raise NotReachable(f"no sidecar runs for {self._settings.root}; {self._advice(self._settings)}")
             self.url, self.project, self._instance = info.url, info.project_id, info.instance_id
+
+    def _advice(self, settings: Settings) -> str:
+        return start_it(settings)
 
     def command(self, words: str) -> str:
         """How the command ``words`` is typed for the same service."""

@@ -20,9 +20,16 @@ def explain_bind_error(settings: Settings, error: OSError) -> str:
         return f"cannot listen on {where}: {error.strerror or error}"
     holder = ""
     with contextlib.suppress(OSError, http.client.HTTPException):
-        if health := read_health(ask_health(f"http://127.0.0.1:{settings.port}", 1)[1]):
+        if health := read_health(ask_health(url_of_port(settings), 1)[1]):
             holder = f" by the sidecar of project {health['project_id']}"
     return f"{where} is already taken{holder}; use --port with another number, or --port 0 for a free one"
+
+
+def url_of_port(settings: Settings) -> str:
+    """Where a service with these settings would answer."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    scheme = "https" if getattr(settings, "tls_cert", None) else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def ask_health(url: str, seconds: float) -> tuple[int, bytes]:

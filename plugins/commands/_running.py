@@ -13,7 +13,7 @@ import psutil
 
 from cco_sidecar import Settings, SidecarInfo, default_storage, own_command, run_git
 from cco_sidecar_plugins._files import read_sidecar_json
-from cco_sidecar_plugins.commands._health import ask_health, read_health
+from cco_sidecar_plugins.commands._health import ask_health, read_health, url_of_port
 
 
 def running_settings(settings: Settings) -> Settings:
@@ -30,15 +30,33 @@ def running_settings(settings: Settings) -> Settings:
 
 
 def start_it(settings: Settings) -> str:
-    """What to do where no service is announced for the root: start one, or use one that runs nearby; or which one has
-    the port all the same. Blocks.
+    """What to do where no service is announced for the root: start one, or use one that runs nearby; and which one may
+    have the port all the same. Blocks.
     """
-    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-        url = f"http://127.0.0.1:{settings.port}"
-        if settings.port and read_health(ask_health(url, 5)[1]).get("project_id") == settings.project:
-            whose = f"a sidecar of project {settings.project} answers on {url}"
-            return f"{whose}, but its storage is elsewhere or was removed: name --storage, or end it and start it again"
-    return "; ".join(filter(None, (f"start it with `{own_command(settings)}`", running_nearby(settings))))
+    known = running_nearby(settings) or unannounced(settings)
+    return "; ".join(filter(None, (f"start it with `{own_command(settings)}`", known)))
+
+
+def unannounced(settings: Settings) -> str:
+    """Which service of the project answers on the port and is announced in no storage beside that of the settings; ""
+    where none does. Whose it is cannot be seen: the project's name is that of a folder. Blocks.
+    """
+    health, url = {}, url_of_port(settings)
+    if settings.port:
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            health = read_health(ask_health(url, 0.5)[1])
+    if health.get("project_id") != settings.project or health.get("instance_id") in {
+        info.instance_id for info in announced(settings)
+    }:
+        return ""
+    why = "its storage is elsewhere or was removed, or another repository has this name"
+    return f"a sidecar of project {settings.project} answers on {url}: {why}"
+
+
+def announced(settings: Settings) -> list[SidecarInfo]:
+    """What the services on storages beside that of the settings say of themselves; some may have ended. Blocks."""
+    files = settings.storage.parent.glob(f"*/{SidecarInfo.FILE}")
+    return [info for file in files if (info := read_sidecar_json(file.parent))]
 
 
 def running_nearby(settings: Settings) -> str:
@@ -73,11 +91,10 @@ def settings_of_tree(settings: Settings, root: Path) -> Settings:
 
 def running_below(settings: Settings) -> str:
     """As ``running_nearby``, of services whose repositories lie in folders below the root."""
-    announced = (read_sidecar_json(file.parent) for file in settings.storage.parent.glob(f"*/{SidecarInfo.FILE}"))
     roots = sorted(
         info.root
-        for info in announced
-        if info and settings.root in Path(info.root).parents and psutil.pid_exists(info.pid)
+        for info in announced(settings)
+        if settings.root in Path(info.root).parents and psutil.pid_exists(info.pid)
     )
     if not roots:
         return ""

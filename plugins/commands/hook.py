@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from cco_sidecar import GOOD, READ, REFUSED, StartError, hookimpl, mint_token
+from cco_sidecar import GOOD, READ, REFUSED, Settings, StartError, hookimpl, mint_token, own_command
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._mcp_bridge import session_process, session_subject
@@ -52,6 +52,10 @@ class SessionClient(Client):
             return super()._find_token()
         known = msgspec.structs.replace(self._settings, no_plugins=True)
         return mint_token(with_secret(known), "chief-architect", self._subject, permissions=[READ], bound=True)
+
+    def _advice(self, settings: Settings) -> str:
+        """Looks at no port and no other work tree: a session waits for its hooks, and nobody reads what they say."""
+        return f"start it with `{own_command(settings)}`"
 
 
 def command_hook(options: argparse.Namespace) -> int:

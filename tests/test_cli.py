@@ -1005,6 +1005,7 @@ def test_a_wait_for_an_event_goes_on_when_the_service_starts_again(tmp_path: Pat
             command, cwd=here.root, env=here.environment(), stdout=subprocess.PIPE, stderr=file, text=True
         )
     try:
+        until(lambda: "GET /api/events/wait/late" in here.log)  # its first poll was answered, the second one waits
         until(lambda: client.get("/status").json()["events"]["active_subscriptions"] == 1)
         getattr(here, end)()
         until(lambda: "trying again" in said.read_text())

@@ -180,4 +180,5 @@ SUMMARY: dict[str, Callable[[dict[str, Any]], str]] = {  # column: what it shows
 
 
 def shown_seconds(seconds: int) -> str:
-    return f"{seconds or '<1'} s"
+    """A difference of two times that are known to the second: what it is of may be nearly a second less, or more."""
+    return f"{seconds} s" if seconds > 1 else f"<{seconds + 1} s"

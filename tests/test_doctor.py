@@ -348,6 +348,18 @@ def test_of_a_storage_that_is_denied_it_is_told_whose_it_is_and_what_to_do(
     assert "--storage" in start.stderr and start.stderr.count("\n") == 1, start.stderr
 
 
+def test_a_storage_in_which_a_token_was_made_before_the_first_start_has_lost_no_database(
+    tmp_path: Path, repository: Path
+) -> None:
+    storage = tmp_path / "storage"
+    words = [sys.executable, str(MODULE), "token", "--type", "chief-architect", "--storage", str(storage)]
+    subprocess.run(words, cwd=repository, env=clean_environment(), check=True, capture_output=True)
+    _, found = checks(repository, "--storage", str(storage))
+    assert found["storage"] == found["storage"] | {
+        "verdict": "note", "finding": "no database is there yet; the first start makes it"
+    }  # fmt: skip
+
+
 def test_a_database_that_is_gone_is_told(
     tmp_path: Path, repository: Path, make_service: Callable[..., Service]
 ) -> None:

@@ -196,6 +196,8 @@ def missing_database(database: Path, *, in_use: bool) -> str:
     if in_use:
         put_back = "" if is_replica else "put it back, or "
         raise StartError(f"{database} is gone, though a service uses it: {put_back}start the service again")
+    if not is_replica and {path.name for path in database.parent.iterdir()} <= {"jwt.secret", "lock"}:
+        return "note: no database is there yet; the first start makes it"  # a token made the one, a look the other
     makes = "it of the log" if is_replica else "an empty one, unless you put the old one back"
     return f"note: {database} is not there; the next start makes {makes}"
 

@@ -483,8 +483,11 @@ def test_a_command_that_cannot_run_an_agent_is_told_at_the_start(
     ("options", "told"),
     [
         (["--agent-command", "aider"], "aider takes no list of commands"),
-        (["--agent-command", "BIN/pia -p {prompt}"], "pia is started in your own words"),
-        (["--agent-command", "claude", "--agent-commands", '{"qa-engineer": "BIN/pia -p {prompt}"}'], "pia is started"),
+        (["--agent-command", "BIN/pia -p {task}"], "pia is started in your own words"),
+        (["--agent-command", "claude", "--agent-commands", '{"qa-engineer": "BIN/pia -p {task}"}'], "pia is started"),
+        (["--agent-command", "BIN/pia -p {prompt}"], ""),
+        (["--agent-command", "BIN/pia {agent_folder}/prompt"], ""),
+        (["--agent-command", """["sh", "-c", "exec cat < '{agent_folder}/prompt'"]"""], ""),
         (["--agent-command", "claude"], ""),
     ],
 )

@@ -386,9 +386,12 @@ def tell_unheard(configured: Sequence[str] | None, may: Collection[str] | bool) 
     name = known_name(configured)
     if may and name and PROGRAMS[name].may is None:
         log_once(f"{name} takes no list of commands: it hears of --agent-may by {{prompt}} alone")
-    elif may and configured and not name:
+    elif may and configured and not name and not any(word in " ".join(configured) for word in TELLING):
         own = os.path.basename(configured[0])
         log_once(f"{own} is started in your own words: it hears of --agent-may by {{prompt}} alone")
+
+
+TELLING = ("{prompt}", "{agent_folder}/prompt")  # what holds the list of the commands
 
 
 def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:

@@ -415,6 +415,24 @@ def test_an_agent_type_that_nobody_knows_is_told_as_the_start_tells_it(
         assert found["settings"]["finding"].endswith("did you mean test-engineer?")
 
 
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ('[agent-commands]\ntest-engineer = ["sh", "--task", "{tsk}"]\n',
+         "cco.toml:2: agent-commands.test-engineer: {tsk} is no placeholder and stays as it is, did you mean {task}?"),
+        ('agent-command = "sh {promt}"\n',
+         "cco.toml:1: agent-command: {promt} is no placeholder and stays as it is, did you mean {prompt}?"),
+        ('agent-command = "claude --verbose"\n', "cco.toml:1: agent-command: claude gets no prompt: say claude alone for"),
+    ],
+)  # fmt: skip
+def test_a_word_of_a_command_that_tells_its_agent_nothing_is_told_as_the_start_tells_it(
+    repository: Path, table: str, told: str
+) -> None:
+    (repository / "cco.toml").write_text(table)
+    _, found = checks(repository, "--storage", str(repository.parent / "storage"), "--port", "0")
+    assert found["settings"]["verdict"] == "note" and found["settings"]["finding"].startswith(told), found["settings"]
+
+
 def test_a_service_that_refuses_to_tell_of_its_agent_commands_is_not_said_to_have_none(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:

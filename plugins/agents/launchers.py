@@ -395,9 +395,7 @@ TELLING = ("{prompt}", "{agent_folder}/prompt")  # what holds the list of the co
 
 
 def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:
-    """What keeps a configured command from running in ``root`` the agents that ``who`` says, or from being told what it
-    should.
-    """
+    """What keeps a configured command from running in ``root`` the agents that ``who`` says, and words_amiss."""
     word, name = command[0], os.path.basename(command[0])
     shown = name if os.path.isabs(word) else word  # no paths of the machine in the log
     try:
@@ -408,6 +406,12 @@ def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:
     except FileNotFoundError:
         where = "on PATH" if word == name else "where the command says"
         yield f"no {who} can be started: {shown} is not {where}{program_near(name, root)}"
+    yield from words_amiss(command)
+
+
+def words_amiss(command: Sequence[str]) -> Iterator[str]:
+    """Why its agents would not be told what a configured command is to tell them."""
+    name = os.path.basename(command[0])
     if name in PROGRAMS and list(command) != [name] and not any(holder in " ".join(command) for holder in PLACEHOLDERS):
         yield f"{name} gets no prompt: say {name} alone for its headless form, or put {{prompt}} among your own words"
     plain = [part for part in command if not re.search(r"\s", part)]  # others may be programs of their own

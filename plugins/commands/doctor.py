@@ -110,8 +110,8 @@ def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
     findings: dict[str, Finding] = {}
     if faults:
         findings["settings"] = "bad", f"{'; '.join(faults)}; no start goes on with that, the checks below do without it"
-    elif unknown := unknown_types(typing.cast(PluginSettings, settings)):
-        findings["settings"] = "note", "; ".join(unknown)
+    elif told := warnings_of(typing.cast(PluginSettings, settings)):
+        findings["settings"] = "note", "; ".join(told)
     checks: dict[str, Callable[[], str]] = {name: partial(check, settings) for name, check in DOCTOR_CHECKS.items()}
     checks["plugins"] = partial(check_plugins, options)
     findings |= {name: examine(check) for name, check in checks.items()}
@@ -128,6 +128,15 @@ def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
     rows = [{"check": name, "verdict": verdict, "finding": finding} for name, (verdict, finding) in findings.items()]
     show(options, {"checks": rows}, "checks")
     return REFUSED if any(row["verdict"] == "bad" for row in rows) else GOOD
+
+
+def warnings_of(settings: PluginSettings) -> list[str]:
+    """What the next start will warn of in settings, but for programs, which have findings of their own."""
+    commands = [(settings.where_of("agent_commands", name), each) for name, each in settings.agent_commands.items()]
+    if settings.agent_command:
+        commands.append((settings.where("agent_command"), settings.agent_command))
+    amiss = (f"{where}: {problem}" for where, words in commands for problem in launchers.words_amiss(words))
+    return unknown_types(settings) + list(dict.fromkeys(amiss))
 
 
 def unknown_types(settings: PluginSettings) -> list[str]:

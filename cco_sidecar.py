@@ -1030,20 +1030,20 @@ class Application(tornado.web.Application):
         self.headers = {"Server": "cco-sidecar", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
         common = sidecar.hooks.part(Endpoint, settings)
 
-        def serving(endpoint: type[Endpoint], path_names: tuple[str, ...] = ()) -> type[Endpoint]:
-            """``endpoint`` with the plugins' Endpoint behind it."""
-            if not issubclass(endpoint, Endpoint):
+        def serving(row: Route) -> type[Endpoint]:
+            """The row's endpoint with the plugins' Endpoint behind it."""
+            if not issubclass(endpoint := row.endpoint, Endpoint):
                 raise TypeError(f"{endpoint.__name__} is not an Endpoint")
-            return type(endpoint.__name__, (endpoint, common), {"sidecar": sidecar, "path_names": path_names})
+            return type(endpoint.__name__, (endpoint, common), {"sidecar": sidecar, "path_names": row.path_names})
 
-        served = {(row.method, row.path): (row, serving(row.endpoint, row.path_names)) for row in routes()}
+        served = {(row.method, row.path): (row, serving(row)) for row in routes()}
         for name, rows in sidecar.hooks.ask("register_routes"):
             try:
-                served |= {(row.method, row.path): (row, serving(row.endpoint, row.path_names)) for row in rows}
+                served |= {(row.method, row.path): (row, serving(row)) for row in rows}
             except Exception as error:  # a boundary: anybody's objects
                 log.warning("plugin %s: register_routes: did not return a list of Route: %s", name, one_line(error))
         self.served = list(served.values())
-        self.unknown = serving(UnknownRoute)
+        self.unknown = serving(Route("", "", UnknownRoute))
 
     def found(self, method: str, path: str) -> tuple[type[Endpoint], list[bytes]]:
         """(endpoint, values in the path)"""
@@ -1313,8 +1313,10 @@ class Endpoint(Handler):
         convert(body, self.body, code=self.invalid)
         if (project := body.get("project_id")) not in (None, self.claims.project_id):
             raise forbidden("This token belongs to another project", project_id=project)
-        self.given = body
-        for issue_id in issues_named(body) if self.claims.issue_id is not None else ():
+        self.given, issues = body, issues_named(body, 1001)
+        if len(issues) > 1000:
+            raise ApiError(self.invalid, "issue_id names over 1,000 issues", details={"path": "issue_id"})
+        for issue_id in issues:
             self.sidecar.tokens.check_issue(self.claims, issue_id)
 
     async def send(self, content: bytes) -> None:
@@ -1769,8 +1771,8 @@ class RateLimits:
     def __init__(self, agent_types: AgentTypes, clock: Callable[[], float] = time.monotonic) -> None:
         self._agent_types, self._clock = agent_types, clock
         # by subject, the least recent first: its last request, the tokens left then, the requests of the minute before
-        self._recent: collections.OrderedDict[tuple[str, str], tuple[float, float, list[float]]]
-        self._recent = collections.OrderedDict()  # a dict's first item is found behind all deleted ones
+        # (a dict finds its first behind all deleted ones)
+        self._recent = collections.OrderedDict[tuple[str, str], tuple[float, float, list[float]]]()
 
     def spend(self, claims: Claims) -> dict[str, str]:
         """Take one request; the headers that tell of what is left, none where there is no limit. Raises RATE_001."""
@@ -1899,9 +1901,7 @@ class Storage:
         return self._put(job)
 
     def write_behind(self, job: Job) -> asyncio.Future[Any]:
-        """Write what can be found again after a crash, before whatever is written next. The future need not be awaited:
-        a failure is logged.
-        """
+        """Write what can be found again after a crash, before what is written next; a failure is logged."""
 
         def written(future: asyncio.Future[Any]) -> None:
             if not future.cancelled() and (error := future.exception()):
@@ -2063,7 +2063,7 @@ class Records:
     def rows(self, sql: str, *values: Any) -> list[Row]:
         return self._db.execute(sql, values).fetchall()
 
-    portion = rows  # plugins end it by bytes too: who reads goes on behind the last row
+    portion = rows  # plugins end it by the last column's bytes too: who reads goes on behind it
 
     def one(self, sql: str, *values: Any) -> Any:
         """The first column of the first row, None where there is none."""
@@ -2314,7 +2314,7 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
     for fact in ("journal_mode = wal", f"journal_size_limit = {LOG_BYTES}", f"query_only = {read_only}"):
         database.execute(f"pragma {fact}")
     database.execute("pragma synchronous = full")  # a 2xx is on disk
-    database.execute("pragma temp_store = memory")  # and nowhere else
+    database.execute("pragma temp_store = memory")
     return database
 
 
@@ -2520,7 +2520,7 @@ class EventBus:
     """
 
     STEP = 100  # rows looked at before others get their turn on the loop
-    TERM = re.compile(r'[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*:[^!,:|"*][^,:|"*]*')
+    FILTER = re.compile(r'([A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*:[^!,:|"*][^,:|"*]*(,(?!\Z)|\Z)){1,32}')
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
@@ -2533,17 +2533,12 @@ class EventBus:
 
     def parse(self, text: str) -> Filter:
         """``field:value``, comma for and: the field has the value, or an array with it. Raises EVT_002."""
-        parts = text.split(",") if text else []
-        if wrong := parts[32:] or [part for part in parts if not EventBus.TERM.fullmatch(part)]:
-            problem = f"Invalid filter: {wrong[0][:100]!r} is not field:value; other forms need the plugin filters"
+        terms = [part.split(":") for part in text.split(",")] if text else []
+        if text and not EventBus.FILTER.fullmatch(text):
+            problem = "Invalid filter: field:value, 32 at most, with commas; other forms need the plugin filters"
             raise ApiError("EVT_002", problem, details={"path": "filter"})
-        terms = [part.split(":") for part in parts]
-        issue = next((value for field, value in terms if field == "issue_id"), None)
-        has = (
-            lambda event, field=field, value=value: value in texts_of(find_field(event, field))
-            for field, value in terms
-        )
-        return Filter(text, tuple(has), issue)
+        has = (lambda texts, field=field, value=value: value in texts[field] for field, value in terms)
+        return Filter(text, tuple(has), dict(terms).get("issue_id"))
 
     # -- publishing
 
@@ -2567,13 +2562,12 @@ class EventBus:
     def wake_waiters(self, event: NewEvent, seq: int) -> None:
         """On the loop, after each commit and in their order: wake the polls that an event matches, tell the plugins."""
         envelope = {"event_id": self.event_id(seq), **event.envelope}
-        issues = (*texts_of(find_field(envelope, "issue_id")), None)
-        verdicts: dict[str, bool] = {}  # thousands may wait with one filter
+        texts, verdicts = EventTexts(envelope), dict[str, bool]()  # thousands may wait with one filter
         woken = list[Waking]()
-        for key in itertools.product((event.project,), (event.type, "*"), issues):
+        for key in itertools.product((event.project,), (event.type, "*"), (*texts["issue_id"], None)):
             for future, (subject, filter, after) in self._parked.get(key, {}).items():
                 if filter.text not in verdicts:
-                    verdicts[filter.text] = filter.matches(envelope)
+                    verdicts[filter.text] = filter.matches(texts)
                 if verdicts[filter.text] and seq > after and not future.done():
                     woken.append(future)
                     event.woken[subject] = None
@@ -2595,7 +2589,7 @@ class EventBus:
         CancelledError (the client hung up).
         """
         filter, floor = self.parse(query.filter).within(claims.issue_id), self._storage.floor
-        channel = (claims.project_id, event_type)  # what a poll listens to; the type may be *
+        channel = (claims.project_id, event_type)
         key = None if query.since else (claims.project_id, claims.sub, event_type, filter.text)
         after = max(floor, self.position(key) if key else self.parse_cursor(query.since, floor))
         began, parked = time.monotonic(), 0.0
@@ -2637,14 +2631,12 @@ class EventBus:
             problem = "since must be an event id, a cursor, earliest or latest"
             raise ApiError("REQ_001", problem, details={"path": "since"})
         seq = int(match[2])
-        reasons = {
-            "another store": match[1] != self._storage.epoch, "retention": seq < floor,
-            "beyond the head": seq > head and seq > read.head(),  # what is committed may not be told yet
-        }  # fmt: skip
-        if reason := next((reason for reason, applies in reasons.items() if applies), None):
-            details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
-            raise ApiError("EVT_003", f"The cursor is outside of what is kept: {reason}", details=details)
-        return seq
+        own = match[1] == self._storage.epoch
+        if own and floor <= seq and (seq <= head or seq <= read.head()):  # what is committed may not be told yet
+            return seq
+        reason = "another store" if not own else "retention" if seq < floor else "beyond the head"
+        details = {"floor": self.event_id(floor), "head": self.event_id(head), "reason": reason}
+        raise ApiError("EVT_003", f"The cursor is outside of what is kept: {reason}", details=details)
 
     async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
         """The next matches after ``after``. Others get their turn between steps; nothing is awaited after the last."""
@@ -2652,7 +2644,7 @@ class EventBus:
         while True:
             step, upto = self.step(channel, filter, after)
             for row in step:
-                if filter.text and not filter.matches(msgspec.json.decode(self.envelope(row))):
+                if filter.text and not filter.matches(EventTexts(msgspec.json.decode(self.envelope(row)))):
                     continue
                 size += len(row["body"])
                 if len(rows) == limit or (rows and size > PAGE_BYTES):
@@ -2808,31 +2800,42 @@ def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewE
 
 
 class Filter(Struct, frozen=True):
-    """Which events match: those for which every term, a function of the event, is true."""
+    """The events for which every term is true."""
 
     text: str = ""
-    terms: tuple[Callable[[dict[str, Any]], bool], ...] = ()
+    terms: tuple[Callable[[EventTexts], bool], ...] = ()
     issue: str | None = None  # the only issue_id that matches, None where the filter leaves it open
 
     def within(self, issue: str | None) -> Filter:
-        """The same filter for a token bound to ``issue``: of events that name issues, only its own match. Its ``text``
-        begins with ``!``, which no client can send: such tokens have positions of their own. Itself for None.
+        """For a token bound to ``issue``, if it is: of events that name issues, only its own match. ``text``
+        begins with ``!`` then, which no client can send: such tokens have positions of their own.
         """
         if issue is None:
             return self
-        terms = (lambda event: not (named := issues_named(event)) or issue in named), *self.terms
+        terms = (lambda texts: not (named := issues_named(texts.event)) or issue in named), *self.terms
         return msgspec.structs.replace(self, text=f"!{json.dumps(issue)},{self.text}", terms=terms)
 
-    def matches(self, event: dict[str, Any]) -> bool:
-        return all(term(event) for term in self.terms)
+    def matches(self, texts: EventTexts) -> bool:
+        return all(term(texts) for term in self.terms)
 
 
-def issues_named(body: dict[str, Any]) -> list[str]:
+class EventTexts(dict[str, Any]):
+    """The texts of an event by field, made once for all filters and terms."""
+
+    def __init__(self, event: dict[str, Any]) -> None:
+        self.event = event
+
+    def __missing__(self, field: str) -> dict[str, None]:
+        self[field] = texts = dict.fromkeys(texts_of(find_field(self.event, field)))
+        return texts
+
+
+def issues_named(body: dict[str, Any], most: int | None = None) -> list[str]:
     """The issues in ``issue_id`` of an event or another body, and of its ``data``; what is no scalar is nobody's."""
     holders = [holder for holder in (body, body.get("data")) if isinstance(holder, dict)]
     values = [value for holder in holders if (value := holder.get("issue_id")) is not None]
-    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    return [text for item in items[:1000] for text in texts_of(item) or [""]]
+    items = (item for value in values for item in (value if isinstance(value, list) else [value]))
+    return list(itertools.islice((text for item in items for text in texts_of(item) or [""]), most))
 
 
 def find_field(event: dict[str, Any], field: str) -> Any:
@@ -2840,18 +2843,18 @@ def find_field(event: dict[str, Any], field: str) -> Any:
     for holder in (event, event.get("data")):
         value: Any = holder
         for name in field.split("."):
-            if (value := value.get(name, UNSET) if isinstance(value, dict) else UNSET) is UNSET:
-                break
+            value = value.get(name, UNSET) if isinstance(value, dict) else UNSET
         if value is not UNSET and (value is not None or holder is not event):
             return value
     return UNSET
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a scalar, or of an array's first 1,000 items, as JSON writes them; none of UNSET."""
-    items = value[:1000] if isinstance(value, list) else [value]
-    scalars = [item for item in items if item is not UNSET and not isinstance(item, (dict, list))]
-    return [item if isinstance(item, str) else msgspec.json.encode(item).decode() for item in scalars]
+    """The texts of a scalar, or of an array's items, as JSON writes them; none of UNSET."""
+    items = value if isinstance(value, list) else [value]
+    texts = [item for item in items if isinstance(item, str)]
+    others = [item for item in items if item is not UNSET and not isinstance(item, (str, dict, list))]
+    return texts + (msgspec.json.encode(others)[1:-1].decode().split(",") if others else [])
 
 
 # ==== Context: the assembler and its cache, the budget, the project on disk, git, secrets =============
@@ -4405,8 +4408,6 @@ def iso(moment: float | None = None) -> str:
 
 
 iso_second = functools.lru_cache(4096)(lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%FT%TZ}")
-
-
 http_date = functools.lru_cache(2)(tornado.httputil.format_timestamp)  # of epoch seconds
 log = logging.getLogger("cco")
 log_once = functools.lru_cache(1000)(functools.partial(log.warning, "%s"))

@@ -223,3 +223,33 @@ def test_every_table_of_things_says_whose_they_are(inhabited: Inhabited) -> None
     told = {table for table in tables if any(MARK in json.dumps(row, default=repr) for row in held[table])}
     assert told >= {"event", "result", "agent"}
     assert {table for table in told if "project" not in columns[table]} == set(), columns
+
+
+NAMING_ANOTHER = [  # what an event says of issues; the last one is 1,000 of them
+    {"data": {"issue_id": ["issue-1"] * 999 + ["issue-2"]}},
+    {"data": {"issue_id": [["issue-1"] * 500, ["issue-1"] * 499 + ["issue-2"]]}},
+    {"issue_id": ["issue-1"] * 999, "data": {"issue_id": "issue-2"}},
+]
+NAMING_TOO_MANY = [
+    {"data": {"issue_id": ["issue-1"] * 1000 + ["issue-2"]}},
+    {"data": {"issue_id": [["issue-1"] * 500, ["issue-1"] * 501]}},
+    {"issue_id": ["issue-1"] * 1000, "data": {"issue_id": "issue-2"}},
+]
+
+
+@pytest.mark.parametrize("bound", ["issue-1", None])
+def test_a_long_list_of_issues_hides_none(inhabited: Inhabited, bound: str | None) -> None:
+    service = inhabited.service
+
+    def answers(event: dict[str, Any], issue_id: str | None) -> tuple[int, str | None]:
+        body = {"publisher": "p", "topic": "t", "data": {}} | event
+        answer = service.client(issue_id=issue_id).post("/api/events/long", body)
+        return answer.status_code, answer.json().get("code")
+
+    for event in NAMING_TOO_MANY:
+        assert answers(event, bound) == (400, "EVT_002")
+    for event in NAMING_ANOTHER:
+        assert answers(event, bound) == ((403, "AUTH_003") if bound else (202, None))
+        assert answers(json.loads(json.dumps(event).replace("issue-2", "issue-1")), bound) == (202, None)
+    newest = service.client(issue_id="issue-2").get("/api/events", type="long").json()["events"]
+    assert len(newest) == (0 if bound else len(NAMING_ANOTHER)), "of a thousand elements the last one counts"

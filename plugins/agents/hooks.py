@@ -35,6 +35,7 @@ from cco_sidecar import (
     ApiError,
     Claims,
     Endpoint,
+    EventTexts,
     Filter,
     HangUp,
     Poll,
@@ -44,7 +45,6 @@ from cco_sidecar import (
     WaitQuery,
     harmless,
     hookimpl,
-    issues_named,
     redact,
 )
 from cco_sidecar_plugins._settings import PluginSettings
@@ -253,10 +253,10 @@ class Sessions:
         data, kind, agent = event["data"], event["event_type"], self._agents.active.get(claims.sub)
         if kind in UNTOLD or claims.sub in (event["publisher"], data.get("agent_id")):
             return None
-        issue, named = claims.issue_id or (agent.row["issue"] if agent else None), issues_named(event)
         if agent and kind in FOR_PEOPLE:
             return None
-        if (issue and named and issue not in named) or not Filter().within(claims.issue_id).matches(event):
+        issue = claims.issue_id or (agent.row["issue"] if agent else None)
+        if not Filter().within(issue).matches(EventTexts(event)):
             return None
         said = harmless(redact(msgspec.json.encode(data).decode())[0])
         said = said if len(said) <= LINE else said[: LINE - 1] + "…"

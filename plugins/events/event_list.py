@@ -19,6 +19,7 @@ from cco_sidecar import (
     Claims,
     Endpoint,
     EventBus,
+    EventTexts,
     EventType,
     Limit,
     Records,
@@ -69,6 +70,9 @@ def read_moment(text: str) -> float | None:
         return None
 
 
+TURN_SECONDS = 0.01  # after which others get their turn on the loop
+
+
 class EventQuery(Struct):
     type: EventType | None = None
     topic: str | None = None
@@ -101,7 +105,13 @@ async def page(sidecar: Sidecar, claims: Claims, query: EventQuery) -> dict[str,
     while len(found) <= query.limit and sum(len(row["body"]) for row in found) <= PAGE_BYTES:
         rows = step(read, project, query, after, upto, bus.STEP)
         asked = [row for row in rows if query.topic in (None, row["topic"])]
-        found += [row for row in asked if not filter.text or filter.matches(msgspec.json.decode(row["body"]))]
+        turn = time.monotonic() + TURN_SECONDS
+        for row in asked:
+            if time.monotonic() > turn:
+                await asyncio.sleep(0)
+                turn = time.monotonic() + TURN_SECONDS
+            if not filter.text or filter.matches(EventTexts(msgspec.json.decode(row["body"]))):
+                found.append(row)
         if not rows:
             break
         after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)

@@ -115,7 +115,7 @@ def check_new_head(head: bytes) -> bytes:
 
 
 def parse_head(head: bytes) -> Head:
-    """A request's head as Tornado's application gets it, but for its fields, which are shared: it gets a copy. Raises
+    """A request's head. Its fields are shared with later requests: who may change them copies them first. Raises
     ApiError as ``check_head`` does.
     """
     return parse_head_again(head) if len(head) <= REMEMBERED else parse_new_head(head)

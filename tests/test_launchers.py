@@ -368,9 +368,12 @@ def test_why_a_program_cannot_work_is_read_from_what_it_writes(
     written: str, code: int | None, reason: str | None
 ) -> None:
     state = "running" if code is None else "failed" if code else "completed"
-    told = launchers.agent_failure({"exit_code": code, "state": state}, written.splitlines())
+    agent = {"exit_code": code, "state": state, "result_id": None}
+    told = launchers.agent_failure(agent, written.splitlines())
     assert (told is None and reason is None) or told.startswith(reason)
     assert not told or "its model refused" not in told or told == reason
+    if code == 0:
+        assert launchers.agent_failure(agent | {"result_id": "result-1"}, written.splitlines()) is None
 
 
 def test_what_comes_after_is_no_reason_to_end_a_program_that_runs() -> None:

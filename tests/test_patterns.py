@@ -121,7 +121,7 @@ for written in dict.fromkeys(row[0] for row in CANNOT_WORK):
     ):
         for code, state in ((None, "running"), (0, "completed"), (1, "failed"), (41, "failed"), (-15, "timeout")):
             for all_lines in (lines, [*lines, "The end."], (lines * 100)[:100], [*(lines * 100)[:99], "The end."]):
-                launchers.agent_failure({"exit_code": code, "state": state}, all_lines)
+                launchers.agent_failure({"exit_code": code, "state": state, "result_id": None}, all_lines)
 print("done")
 """
 

@@ -437,6 +437,8 @@ def agent_command(launch: AgentLaunch, settings: PluginSettings) -> AgentCommand
 def agent_failure(agent: dict[str, Any], output: list[str]) -> str | None:
     """What any known program says, since a command of the user's own may start it too; some speak alike."""
     code, lines = agent["exit_code"], [line for each in output if (line := each.rstrip())]
+    if code == 0 and agent["result_id"]:
+        return None  # it has worked, on such a program maybe
     ended = agent["state"] in ("failed", "timeout")
     reasons = [next(program.failure(name, code, lines, ended), "") for name, program in PROGRAMS.items()]
     if any(reasons):

@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 import types
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -514,14 +515,27 @@ def test_long_lines_are_read_for_contexts_only_and_not_too_many_at_once(service:
     until(lambda: service.client().get(long_target(LONG_TASKS["two bytes each"])).status_code == 200)
 
 
-@pytest.mark.parametrize(
-    ("cache", "largest"),
-    [
-        (cco_sidecar.host_allowed, cco_sidecar.MAX_FIELDS),
-        (cco_sidecar.read_query, cco_sidecar.GetContext.max_line),
-        (plugin("filters").parse, 300_000),
-    ],
-    ids=["hosts", "queries", "filters"],
-)
-def test_what_is_remembered_of_requests_takes_bounded_memory(cache: Any, largest: int) -> None:
-    assert cache.cache_parameters()["maxsize"] * largest < 48 * cco_sidecar.MB
+framing = plugin("_framing")
+LARGEST: dict[str, Callable[[str], Any]] = {  # what a request may have of each at most, with a number of four digits
+    "names of fields": lambda n: framing.parse_head(
+        f"GET / HTTP/1.1\r\nHost: x\r\n{n}{'a' * 60_000}: 1\r\n\r\n".encode()
+    ),
+    "names looked for": lambda n: framing.Fields().get(n + "a" * 60_000),
+    "heads": lambda n: framing.parse_head(f"GET /{n}{'a' * 900} HTTP/1.1\r\nHost: x\r\nX{n}: 1\r\n\r\n".encode()),
+    "hosts": lambda n: cco_sidecar.host_allowed(n + "a" * (cco_sidecar.MAX_FIELDS - 4), frozenset()),
+    "filters": lambda n: plugin("filters").parse(f"a:{n}|" + "|".join(map(str, range(1_800)))),
+    "queries": lambda n: cco_sidecar.read_query(
+        cco_sidecar.GetContext.query_type, ("task", n + "\u20ac" * (cco_sidecar.TASK_LENGTH - 4))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LARGEST)
+def test_what_is_remembered_of_requests_takes_bounded_memory(kind: str) -> None:
+    tracemalloc.start()
+    try:
+        for number in range(1_000, 1_200 if kind == "filters" else 2_500):
+            LARGEST[kind](str(number))
+        assert tracemalloc.get_traced_memory()[0] < 48 * cco_sidecar.MB
+    finally:
+        tracemalloc.stop()

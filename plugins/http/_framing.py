@@ -77,10 +77,19 @@ class Fields(HTTPHeaders):
     __copy__ = copy
 
 
-@functools.lru_cache(1000)
-def usual(name: str) -> str:
-    """A field's name in the case that Tornado gives it."""
-    return "-".join(map(str.capitalize, name.split("-")))
+class UsualNames(dict[str, str]):
+    """Names of fields in the case that Tornado gives them; long ones, which anybody may send, are not kept."""
+
+    def __missing__(self, name: str) -> str:
+        usual = "-".join(map(str.capitalize, name.split("-")))
+        if len(name) <= 100:
+            if len(self) >= 1_000:
+                self.clear()
+            self[name] = usual
+        return usual
+
+
+usual = UsualNames().__getitem__
 
 
 class Head(NamedTuple):

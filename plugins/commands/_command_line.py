@@ -442,5 +442,5 @@ Orchestration sidecar: lets a team of coding agents work on the repository aroun
 cco COMMAND --help explains one. Before or after any: --url URL, --root DIR,
 --format table|json|csv. The service's options (cco serve --help) are variables
 CCO_SIDECAR_<NAME> too, and keys of cco.toml or [tool.cco-sidecar] in pyproject.toml.
-Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable.
+Exit codes: 0 good, 1 refused, 2 wrong use, 3 not reachable, 130 Ctrl-C, 143 SIGTERM.
 """

@@ -284,7 +284,7 @@ def command_events_subscribe(options: argparse.Namespace) -> int:
         sys.stdout.flush()
         cursor, left = answer["scanned_to"], left - len(answer["events"])
         patience = max(0.0, deadline - time.monotonic())
-        timeout = math.ceil(min(options.timeout, 1000 * patience))
+        timeout = math.ceil(min(options.timeout or 1000, 1000 * patience))  # 0 with --continuous would not wait at all
         if left <= 0 or (answer["events"] and not options.continuous and not answer["more_available"]):
             return GOOD
         if patience == 0 and not answer["events"]:

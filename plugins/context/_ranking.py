@@ -113,7 +113,8 @@ class Ranking:
     def _search(self) -> Scores:
         """The sum of all features of each file that has any."""
         if self.query.terms:
-            # Sorted outside of FTS5, whose own sorter carries every position along; a limit would make it slower still.
+            # Sorted outside of FTS5, whose own sorter carries every position along. With a limit SQLite keeps a tree of
+            # the best, which took 7.6 ms in the place of 6.4 on 7,000 files.
             sql = "select rowid, bm25(chunk) as rank from chunk where chunk match ? order by rank"
             with self.index.beside(4_000, sql, self.query.match_with_pairs) as chunks:
                 self._symbols()

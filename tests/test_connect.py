@@ -307,6 +307,9 @@ def test_a_session_of_claude_speaks_with_the_service_of_its_work_tree_or_else_of
     assert "Stored as" in told_in(side) and "Stored as" in told_in(desk) and count_of(main) == 2
     own = make_service(root=side.root, storage=default_storage(side.root, "greeter"))
     assert "Stored as" in told_in(side) and (count_of(main), count_of(own)) == (2, 1)
+    own.process.kill()
+    own.process.wait()
+    assert "Stored as" in told_in(side) and count_of(main) == 3, "the killed one is still announced"
 
 
 def test_what_the_user_wrote_meanwhile_stays_and_what_cannot_be_edited_is_refused(desk: Desk) -> None:

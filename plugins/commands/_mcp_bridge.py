@@ -37,9 +37,8 @@ from cco_sidecar import (
     one_line,
     settings_from,
 )
-from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._client import Client, Refused
-from cco_sidecar_plugins.commands._running import running_settings, settings_of_tree, with_secret, work_trees
+from cco_sidecar_plugins.commands._running import running_settings, runs, settings_of_tree, with_secret, work_trees
 
 SESSION = "session"  # the agent type of connected sessions; their tokens are bound, as those of spawned agents
 LIFE = 3600  # seconds of a session's token
@@ -181,8 +180,8 @@ def for_own_tree(options: argparse.Namespace) -> argparse.Namespace:
     settings, own = settings_from(options), discover_root(Path.cwd())
     if own == settings.root or "storage" in settings.places or own not in work_trees(settings.root):
         return options
-    runs, elsewhere = (read_sidecar_json(settings_of_tree(settings, root).storage) for root in (own, settings.root))
-    return argparse.Namespace(**vars(options) | {"root": str(own)}) if runs or not elsewhere else options
+    here, elsewhere = (runs(settings_of_tree(settings, root)) for root in (own, settings.root))
+    return argparse.Namespace(**vars(options) | {"root": str(own)}) if here or not elsewhere else options
 
 
 def told_without_service(message: Any) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Client, Service, make_repository, plugin, until
+from conftest import PROJECT, Client, Service, make_repository, plugin, until
 
 from cco_sidecar import ApiError
 
@@ -296,6 +296,34 @@ def test_a_request_that_drips_is_ended_too(hurried: Service) -> None:
             if answer:
                 break
     assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("name", ["with a length", "in two pieces", "in chunks"])
+def test_a_body_that_has_come_may_be_worked_on_for_longer(
+    make_service: Callable[..., Service], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "slow.py").write_text(
+        "import time\nfrom cco_sidecar import hookimpl\n\n@hookimpl\n"
+        "def next_agents(result):\n    time.sleep(2)\n    return []\n"
+    )
+    service = make_service("--request-timeout", "1", "--plugins", str(tmp_path / "slow"))
+    result = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT}
+    body = json.dumps(result | {"result": {"status": "success"}}).encode()
+    head = POST.replace(b"TOKEN", service.token().encode()).replace(b"events/ping", b"results")
+    length = b"Content-Length: %d\r\n\r\n" % len(body)
+    fields, pieces = {
+        "with a length": (length, [body]),
+        "in two pieces": (length, [body[:5], body[5:]]),
+        "in chunks": (b"Transfer-Encoding: chunked\r\n\r\n", [b"%x\r\n%b\r\n" % (len(body), body), b"0\r\n\r\n"]),
+    }[name]
+    with connect(service) as line:
+        line.sendall(head + b"Connection: close\r\nExpect: 100-continue\r\n" + fields)
+        assert line.recv(100).startswith(b"HTTP/1.1 100 ")
+        assert served(service), "so the head was worked on, and the body is awaited"
+        for piece in pieces:
+            line.sendall(piece)
+        assert read_all(line).startswith(b"HTTP/1.1 201 ")
 
 
 def test_a_crowd_is_turned_away_and_let_in_again(hurried: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, until
 
 AGENT = json.dumps([sys.executable, str(ROOT / "tests/sample_agent.py")])
@@ -173,7 +175,11 @@ def test_a_stop_waits_for_no_plugin_that_waits_for_the_reader_of_its_output(
     client = service.client()
     until(lambda: "Ctrl-C" in service.log)
     client.publish()
-    spawn = {"agent_type": "qa-engineer", "issue_id": "issue-1"}
-    threading.Thread(target=client.post, args=["/api/agents/spawn", spawn], daemon=True).start()
+
+    def spawn() -> None:
+        with contextlib.suppress(requests.ConnectionError):  # the service may end before it has answered
+            client.post("/api/agents/spawn", {"agent_type": "qa-engineer", "issue_id": "issue-1"})
+
+    threading.Thread(target=spawn, daemon=True).start()
     until(called.exists)
     assert service.stop() == 0, service.log

@@ -2537,7 +2537,7 @@ class EventBus:
         if text and not EventBus.FILTER.fullmatch(text):
             problem = "Invalid filter: field:value, 32 at most, with commas; other forms need the plugin filters"
             raise ApiError("EVT_002", problem, details={"path": "filter"})
-        has = (lambda texts, field=field, value=value: value in texts[field] for field, value in terms)
+        has = (lambda event, field=field, value=value: value in event.texts(field) for field, value in terms)
         return Filter(text, tuple(has), dict(terms).get("issue_id"))
 
     # -- publishing
@@ -2562,12 +2562,12 @@ class EventBus:
     def wake_waiters(self, event: NewEvent, seq: int) -> None:
         """On the loop, after each commit and in their order: wake the polls that an event matches, tell the plugins."""
         envelope = {"event_id": self.event_id(seq), **event.envelope}
-        texts, verdicts = EventTexts(envelope), dict[str, bool]()  # thousands may wait with one filter
+        known, verdicts = KnownEvent(envelope), dict[str, bool]()  # thousands may wait with one filter
         woken = list[Waking]()
-        for key in itertools.product((event.project,), (event.type, "*"), (*texts["issue_id"], None)):
+        for key in itertools.product((event.project,), (event.type, "*"), (*known.texts("issue_id"), None)):
             for future, (subject, filter, after) in self._parked.get(key, {}).items():
                 if filter.text not in verdicts:
-                    verdicts[filter.text] = filter.matches(texts)
+                    verdicts[filter.text] = filter.matches(known)
                 if verdicts[filter.text] and seq > after and not future.done():
                     woken.append(future)
                     event.woken[subject] = None
@@ -2644,7 +2644,7 @@ class EventBus:
         while True:
             step, upto = self.step(channel, filter, after)
             for row in step:
-                if filter.text and not filter.matches(EventTexts(msgspec.json.decode(self.envelope(row)))):
+                if filter.text and not filter.matches(KnownEvent(msgspec.json.decode(self.envelope(row)))):
                     continue
                 size += len(row["body"])
                 if len(rows) == limit or (rows and size > PAGE_BYTES):
@@ -2803,7 +2803,7 @@ class Filter(Struct, frozen=True):
     """The events for which every term is true."""
 
     text: str = ""
-    terms: tuple[Callable[[EventTexts], bool], ...] = ()
+    terms: tuple[Callable[[KnownEvent], bool], ...] = ()
     issue: str | None = None  # the only issue_id that matches, None where the filter leaves it open
 
     def within(self, issue: str | None) -> Filter:
@@ -2812,22 +2812,24 @@ class Filter(Struct, frozen=True):
         """
         if issue is None:
             return self
-        terms = (lambda texts: not (named := issues_named(texts.event)) or issue in named), *self.terms
+        terms = (lambda event: not (named := issues_named(event)) or issue in named), *self.terms
         return msgspec.structs.replace(self, text=f"!{json.dumps(issue)},{self.text}", terms=terms)
 
-    def matches(self, texts: EventTexts) -> bool:
-        return all(term(texts) for term in self.terms)
+    def matches(self, event: KnownEvent) -> bool:
+        return all(term(event) for term in self.terms)
 
 
-class EventTexts(dict[str, Any]):
-    """The texts of an event by field, made once for all filters and terms."""
+class KnownEvent(dict[str, Any]):
+    """An event, which makes the texts of a field once for all filters and terms."""
 
     def __init__(self, event: dict[str, Any]) -> None:
-        self.event = event
+        super().__init__(event)
+        self.made: dict[str, Any] = {}
 
-    def __missing__(self, field: str) -> dict[str, None]:
-        self[field] = texts = dict.fromkeys(texts_of(find_field(self.event, field)))
-        return texts
+    def texts(self, field: str) -> dict[str, None]:
+        if field not in self.made:
+            self.made[field] = dict.fromkeys(texts_of(find_field(self, field)))
+        return typing.cast(dict[str, None], self.made[field])
 
 
 def issues_named(body: dict[str, Any], most: int | None = None) -> list[str]:

@@ -16,7 +16,7 @@ from conftest import plugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cco_sidecar import ApiError, EventBus, EventTexts, Filter, HangUp, Hooks, issues_named, new_event
+from cco_sidecar import ApiError, EventBus, Filter, HangUp, Hooks, KnownEvent, issues_named, new_event
 
 parse = plugin("filters").parse
 
@@ -47,7 +47,7 @@ EVENT: dict[str, Any] = {
     ],
 )  # fmt: skip
 def test_what_a_filter_matches(text: str, expected: bool) -> None:
-    assert parse(text).matches(EventTexts(EVENT)) is expected
+    assert parse(text).matches(KnownEvent(EVENT)) is expected
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_alone_a_filter_means_the_same_or_is_refused(text: str) -> None:
         whole = parse(text)
         assert (alone.text, alone.issue) == (whole.text, whole.issue)
         for event in (EVENT, {"data": {"a": "b", "b": ["a", 1]}}):
-            assert alone.matches(EventTexts(event)) == whole.matches(EventTexts(event))
+            assert alone.matches(KnownEvent(event)) == whole.matches(KnownEvent(event))
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.text(alphabet='ab:,|!*"\\ .é\n1', max_size=30) | st.text(max_size=40))
 def test_any_text_is_a_filter_or_a_clear_error(text: str) -> None:
     try:
-        assert parse(text).matches(EventTexts(EVENT)) in (True, False)
+        assert parse(text).matches(KnownEvent(EVENT)) in (True, False)
     except ApiError as error:
         assert error.code == "EVT_002" and error.details and 1 <= error.details["character"] <= len(text) + 1
 
@@ -138,7 +138,7 @@ def test_filters_agree_with_the_model_and_the_index_finds_exactly_the_matching(
     )
     event = {"publisher": "me", "topic": "t", "data": data}
     filter = parse(text)
-    assert filter.matches(EventTexts(event)) is model(terms, data), text
+    assert filter.matches(KnownEvent(event)) is model(terms, data), text
     assert asyncio.run(wakes(filter, event)) is model(terms, data)
 
 
@@ -165,7 +165,7 @@ async def wakes(filter: Filter, submission: dict[str, Any]) -> bool:
 def test_bytes_that_a_filter_requires_are_in_every_matching_event(data: dict[str, Any], value: str) -> None:
     filter = parse(f"one:{quoted(value)}")
     event = {"publisher": "me", "topic": "t", "data": data}
-    if filter.required_bytes is not None and filter.matches(EventTexts(event)):
+    if filter.required_bytes is not None and filter.matches(KnownEvent(event)):
         assert filter.required_bytes in json.dumps(event).encode()
 
 
@@ -207,15 +207,15 @@ LONG = {"publisher": "me", "topic": "t", "data": {"x": [7] * 100_000, "issue_id"
 @pytest.mark.parametrize(
     "work",
     [
-        lambda: parse("x:" + "|".join(PAIRS)).matches(EventTexts(LONG)),
-        lambda: parse("x:!" + "|".join(f"{pair}*" for pair in PAIRS)).matches(EventTexts(LONG)),
-        lambda: parse(",".join(["x:7"] * 32)).matches(EventTexts(LONG)),
-        lambda: EventBus.parse(None, ",".join(["x:7"] * 32)).matches(EventTexts(LONG)),  # type: ignore[arg-type]
+        lambda: parse("x:" + "|".join(PAIRS)).matches(KnownEvent(LONG)),
+        lambda: parse("x:!" + "|".join(f"{pair}*" for pair in PAIRS)).matches(KnownEvent(LONG)),
+        lambda: parse(",".join(["x:7"] * 32)).matches(KnownEvent(LONG)),
+        lambda: EventBus.parse(None, ",".join(["x:7"] * 32)).matches(KnownEvent(LONG)),  # type: ignore[arg-type]
         lambda: parse(",".join(f"x:{'|'.join(f'{pair}*' for pair in PAIRS[at::31])}" for at in range(31))).matches(
-            EventTexts(MANY)
+            KnownEvent(MANY)
         ),
-        lambda: parse("x:!" + "|".join(f"{pair}*" for pair in PAIRS)).matches(EventTexts(MANY)),
-        lambda: parse("").within("i").matches(EventTexts({"issue_id": [7] * 1000, "data": {}})),  # more are refused
+        lambda: parse("x:!" + "|".join(f"{pair}*" for pair in PAIRS)).matches(KnownEvent(MANY)),
+        lambda: parse("").within("i").matches(KnownEvent({"issue_id": [7] * 1000, "data": {}})),  # more are refused
         lambda: issues_named(LONG, 1001),
         lambda: issues_named({"issue_id": [[7] * 1000] * 1000}, 1001),
         lambda: new_event("p", "kind", LONG),

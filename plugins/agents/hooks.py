@@ -35,9 +35,9 @@ from cco_sidecar import (
     ApiError,
     Claims,
     Endpoint,
-    EventTexts,
     Filter,
     HangUp,
+    KnownEvent,
     Poll,
     PositionKey,
     Route,
@@ -256,7 +256,7 @@ class Sessions:
         if agent and kind in FOR_PEOPLE:
             return None
         issue = claims.issue_id or (agent.row["issue"] if agent else None)
-        if not Filter().within(issue).matches(EventTexts(event)):
+        if not Filter().within(issue).matches(KnownEvent(event)):
             return None
         said = harmless(redact(msgspec.json.encode(data).decode())[0])
         said = said if len(said) <= LINE else said[: LINE - 1] + "…"

@@ -19,8 +19,8 @@ from cco_sidecar import (
     Claims,
     Endpoint,
     EventBus,
-    EventTexts,
     EventType,
+    KnownEvent,
     Limit,
     Records,
     Route,
@@ -110,10 +110,10 @@ async def page(sidecar: Sidecar, claims: Claims, query: EventQuery) -> dict[str,
             if time.monotonic() > turn:
                 await asyncio.sleep(0)
                 turn = time.monotonic() + TURN_SECONDS
-            if not filter.text or filter.matches(EventTexts(msgspec.json.decode(row["body"]))):
+            if not filter.text or filter.matches(KnownEvent(msgspec.json.decode(row["body"]))):
                 found.append(row)
-        if not rows:
-            break
+        if len(rows) < bus.STEP and sum(len(row["body"]) for row in rows) <= PAGE_BYTES:
+            break  # at once: while others get their turn, what was read takes memory
         after, upto = (after, rows[-1]["seq"] - 1) if newest else (rows[-1]["seq"], upto)
         await asyncio.sleep(0)
     shown, more = cut_page(found, query.limit, newest=newest)

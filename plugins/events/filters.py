@@ -9,7 +9,7 @@ import re
 
 from msgspec import UNSET, Struct
 
-from cco_sidecar import ApiError, Channel, EventBus, EventTexts, Filter, Row, find_field, hookimpl
+from cco_sidecar import ApiError, Channel, EventBus, Filter, KnownEvent, Row, find_field, hookimpl
 from cco_sidecar_plugins.storage._pages import events_with
 
 
@@ -69,16 +69,16 @@ class FilterTerm(Struct, frozen=True):
     prefixes: tuple[str, ...]
     negated: bool
 
-    def __call__(self, texts: EventTexts) -> bool:
+    def __call__(self, event: KnownEvent) -> bool:
         if "" in self.prefixes:  # a lone * means present, objects included
-            return (find_field(texts.event, self.field) is not UNSET) is not self.negated
-        found = not texts[self.field].keys().isdisjoint(self.exact) or (self.prefixes and self._begins(texts))
+            return (find_field(event, self.field) is not UNSET) is not self.negated
+        found = not event.texts(self.field).keys().isdisjoint(self.exact) or (self.prefixes and self._begins(event))
         return bool(found) is not self.negated
 
-    def _begins(self, texts: EventTexts) -> bool:
+    def _begins(self, event: KnownEvent) -> bool:
         """Whether a text begins with a prefix: a thousand prefixes may be looked for in 100,000 texts."""
         key = f"{self.field}*"  # no field's name has a star
-        ordered = texts[key] = texts.get(key) or sorted(texts[self.field])
+        ordered = event.made[key] = event.made.get(key) or sorted(event.texts(self.field))
         places = ((prefix, bisect.bisect_left(ordered, prefix)) for prefix in self.prefixes)
         return any(ordered[at : at + 1] and ordered[at].startswith(prefix) for prefix, at in places)
 

@@ -1316,7 +1316,7 @@ class Endpoint(Handler):
         self.given, issues = body, issues_named(body, 1001)
         if len(issues) > 1000:
             raise ApiError(self.invalid, "issue_id names over 1,000 issues", details={"path": "issue_id"})
-        for issue_id in issues:
+        for issue_id in issues if self.claims.issue_id is not None else ():
             self.sidecar.tokens.check_issue(self.claims, issue_id)
 
     async def send(self, content: bytes) -> None:
@@ -2564,7 +2564,8 @@ class EventBus:
         envelope = {"event_id": self.event_id(seq), **event.envelope}
         known, verdicts = KnownEvent(envelope), dict[str, bool]()  # thousands may wait with one filter
         woken = list[Waking]()
-        for key in itertools.product((event.project,), (event.type, "*"), (*known.texts("issue_id"), None)):
+        issues = dict.fromkeys([*texts_of(find_field(envelope, "issue_id")), None])
+        for key in itertools.product((event.project,), (event.type, "*"), issues):
             for future, (subject, filter, after) in self._parked.get(key, {}).items():
                 if filter.text not in verdicts:
                     verdicts[filter.text] = filter.matches(known)
@@ -2822,9 +2823,7 @@ class Filter(Struct, frozen=True):
 class KnownEvent(dict[str, Any]):
     """An event, which makes the texts of a field once for all filters and terms."""
 
-    def __init__(self, event: dict[str, Any]) -> None:
-        super().__init__(event)
-        self.made: dict[str, Any] = {}
+    made = functools.cached_property[dict[str, Any]](lambda event: {})
 
     def texts(self, field: str) -> dict[str, None]:
         if field not in self.made:

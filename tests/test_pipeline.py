@@ -139,7 +139,7 @@ def runs(tmp_path: Path, repository: Path) -> Iterator[Runs]:
         if process.poll() is None:
             process.kill()
             process.wait()
-    until(lambda: not [process for process in marked_processes() if "run-service" in process.cmdline()], 20)
+    until(lambda: not any("run-service" in words_of(process) for process in marked_processes()), 20)
     end_stragglers()
 
 
@@ -1195,3 +1195,10 @@ def test_every_run_tells_the_same_time_of_an_agent(runs: Runs, served: Service) 
 @pytest.mark.parametrize(("seconds", "said"), [(0, "<1 s"), (1, "<2 s"), (2, "2 s"), (70, "70 s")])
 def test_an_agent_that_took_less_than_a_second_is_not_said_to_have_taken_none_or_one(seconds: int, said: str) -> None:
     assert plugin("_pipeline_view").SUMMARY["time"]({"seconds": seconds}) == said
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []

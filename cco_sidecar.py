@@ -2314,7 +2314,7 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
     for fact in ("journal_mode = wal", f"journal_size_limit = {LOG_BYTES}", f"query_only = {read_only}"):
         database.execute(f"pragma {fact}")
     database.execute("pragma synchronous = full")  # a 2xx is on disk
-    database.execute("pragma temp_store = memory")
+    database.execute("pragma temp_store = memory")  # else parts of results come to lie in /var/tmp
     return database
 
 

@@ -1,4 +1,4 @@
-"""README's chapter "Many machines", typed: three servers and three sidecars, from nothing."""
+"""What plugins/README.md says of many machines, typed: three servers and three sidecars, from nothing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import psutil
 import pytest
 import requests
 from cluster import server_program
-from conftest import clean_environment, git, make_repository, until
-from test_readme import STEPS, shows
+from conftest import ROOT, clean_environment, git, make_repository, until
+from test_readme import read_steps, shows
 
-CHAPTER = [step for step in STEPS if step.section == "Many machines"]
+CHAPTER = [step for step in read_steps((ROOT / "plugins/README.md").read_text()) if step.section == "cluster"]
 SETUP = [step for step in CHAPTER if step.shown is None]
 SHOWN = [step for step in CHAPTER if step.shown is not None]
 

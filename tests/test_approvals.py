@@ -234,6 +234,28 @@ def test_people_ask_and_answer_by_commands_and_the_audit_log_has_it_all(service:
 
 
 @pytest.mark.parametrize(
+    ("choices", "taken", "told"),
+    [
+        ([], False, "TEXT` answers it\n"),
+        (["red", "blue"], False, "TEXT` answers it, where TEXT is one of red, blue\n"),
+        (["approve", "deny", "later"], True, ""),
+    ],
+)
+def test_a_question_is_not_answered_by_approving_or_denying_it(
+    service: Service, issue: str, choices: list[str], taken: bool, told: str
+) -> None:
+    coder = agent(service, f"coder-{issue}")
+    asked = ask(coder, "Which port?", kind="question", issue_id=issue, choices=choices)
+    number = asked["approval_id"].rpartition("-")[2].lstrip("0")
+    for command in ("deny", "approve")[taken:]:
+        run = cco(service, command, number)
+        assert run.returncode == (0 if taken else 1), run
+        assert taken or (f"{number} is a question: " in run.stderr and run.stderr.endswith(f"answer {number} {told}"))
+    state = coder.get(f"/api/approvals/{asked['approval_id']}").json()["state"]
+    assert state == ("answered" if taken else "open")
+
+
+@pytest.mark.parametrize(
     ("text", "command", "shown"),
     [
         ("Bash: git tag x", "git tag x", "Bash: git tag x"),

@@ -60,20 +60,26 @@ def time_left(until: str) -> str:
 
 
 def command_approve(options: argparse.Namespace) -> int:
-    return answer_with(options, "approve")
+    return answer_with(options, "approve", decides=True)
 
 
 def command_deny(options: argparse.Namespace) -> int:
-    return answer_with(options, "deny")
+    return answer_with(options, "deny", decides=True)
 
 
 def command_answer(options: argparse.Namespace) -> int:
     return answer_with(options, options.text)
 
 
-def answer_with(options: argparse.Namespace, answer: str) -> int:
+def answer_with(options: argparse.Namespace, answer: str, *, decides: bool = False) -> int:
+    """Give the answer; ``decides`` refuses where that is none of the choices: a question wants words, not leave."""
     client = Client(options)
-    approval_id = whole_approval_id(client, options.id)
+    asked = approval_named(client, options.id)
+    approval_id = asked["approval_id"]
+    if decides and asked["state"] == "open" and answer not in asked["choices"]:
+        words = client.command(f"answer {number_of(approval_id)} TEXT")
+        choices = f", where TEXT is one of {', '.join(map(cell, asked['choices']))}" if asked["choices"] else ""
+        raise StartError(f"{number_of(approval_id)} is a question: `{words}` answers it{choices}", REFUSED)
     body = {"answer": answer} | ({"message": options.message} if options.message else {})
     done = client.call("POST", f"/api/approvals/{approval_id}/answer", body)
     if options.format != "table":
@@ -82,15 +88,15 @@ def answer_with(options: argparse.Namespace, answer: str) -> int:
     return GOOD
 
 
-def whole_approval_id(client: Client, text: str) -> str:
-    """The id that ``text`` names: itself, or its number. Raises StartError."""
-    known = [row["approval_id"] for row in client.call("GET", "/api/approvals", query={"limit": 1000})["approvals"]]
-    found = [name for name in known if text in (name, number_of(name))]
+def approval_named(client: Client, text: str) -> dict[str, Any]:
+    """What ``text`` names: a whole id, or its number. Raises StartError."""
+    known: list[dict[str, Any]] = client.call("GET", "/api/approvals", query={"limit": 1000})["approvals"]
+    found = [row for row in known if text in (row["approval_id"], number_of(row["approval_id"]))]
     if not found:
         raise StartError(
             f"nobody asked {text!r}: `{client.command('approvals')}` lists what waits for an answer", REFUSED
         )
-    return str(found[-1])
+    return found[-1]
 
 
 ID_ARGUMENT = arg("id", metavar="ID", help="its number, or its whole id")

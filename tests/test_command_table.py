@@ -113,6 +113,16 @@ def test_every_command_has_its_row_in_the_readme() -> None:
         assert any(re.search(rf"`(cco )?({group} )?{word}\b", row) for row in of_group), name
 
 
+@pytest.mark.parametrize("name", option_table())
+def test_every_option_has_its_row_with_its_default_in_a_readme(name: str) -> None:
+    pages = "".join((Path(MODULE).parent / page).read_text() for page in ("README.md", "plugins/README.md"))
+    tables = re.findall(r"(?m)^\| option \| default \| meaning \|\n(?:\|.*\n)+", pages)
+    (row,) = re.findall(rf"(?m)^\|.*`{cco_sidecar.flag_of(name)}[ `].*\|$", "".join(tables))
+    default = option_table()[name].default
+    values = default if isinstance(default, tuple) else [] if isinstance(default, bool) else [default]
+    assert [value for value in values if isinstance(value, int | str) and f"`{value}`" not in row] == [], row
+
+
 # -- typed wrong
 
 

@@ -135,3 +135,18 @@ def test_every_bundled_plugin_has_its_row_and_says_first_what_it_adds() -> None:
     assert [
         name for name in names_in("plugins", "*.py") if "cco_sidecar" not in (ROOT / "plugins" / name).read_text()
     ] == []
+
+
+def test_every_link_of_a_readme_leads_to_a_file_and_a_heading_that_are_there() -> None:
+    def anchors(page: Path) -> set[str]:
+        headings = re.findall(r"(?m)^#+ (.+)$", re.sub(r"(?ms)^```.*?^```$", "", page.read_text()))
+        return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+    followed = 0
+    for name in ("README.md", "plugins/README.md", "tests/benchmarks/README.md"):
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", (ROOT / name).read_text()):
+            place, _, anchor = link.partition("#")
+            page = (ROOT / name).parent / place if place else ROOT / name
+            assert page.exists() and (not anchor or anchor in anchors(page)), f"{name}: {link}"
+            followed += 1
+    assert followed > 50

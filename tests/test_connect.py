@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any
 import jwt
 import npm
 import pytest
-from conftest import MODULE, Service, clean_environment, git, make_repository, plugin
+from conftest import MODULE, Service, clean_environment, git, make_repository, plugin, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mock_model import MockModel
@@ -455,20 +456,11 @@ MODERN = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcont
 class Bridge:
     """``cco mcp`` as a program starts it."""
 
-    def __init__(self, service: Service) -> None:
-        words = [
-            sys.executable,
-            str(MODULE),
-            "mcp",
-            "claude",
-            "--root",
-            str(service.root),
-            "--storage",
-            str(service.storage),
-        ]
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean_environment(), text=True
-        )
+    def __init__(self, service: Service, *options: str, **variables: str) -> None:
+        options = options or ("--root", str(service.root), "--storage", str(service.storage))
+        words = [sys.executable, str(MODULE), "mcp", "claude", *options]
+        environ = clean_environment(**variables)
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True)
 
     def send(self, message: Any) -> None:
         assert self.process.stdin
@@ -569,6 +561,63 @@ def test_a_session_goes_on_when_the_service_was_started_again(service: Service, 
     assert "no sidecar runs" in bridge.call("tools/call", name="agents", arguments={})["error"]["message"]
     service.start()  # on another port
     assert bridge.call("ping")["result"] == {}
+    bridge.end()
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+CUT = [
+    b"",
+    b"HTT",
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{",
+    STREAM,
+    STREAM + b"b\r\n: waiting\n\n\r\n",
+    STREAM + b'18\r\ndata: {"jsonrpc":"2.0","\r\n',
+    STREAM + b'18\r\ndata: {"json',
+]
+
+
+def test_a_request_whose_answer_is_cut_is_answered(service: Service) -> None:
+    """A session waits for each answer: a service may be killed before it gives one, within it, and while a wait shows
+    that it lives.
+    """
+    health = service.client().get("/health").content
+    healthy = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(health), health)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        bridge = Bridge(service, "--url", url, JWT_TOKEN=service.token())
+        for cut in CUT:
+            bridge.send({"id": "a", "method": "tools/call", "params": {"name": "agents"}})
+            answer = b""
+            while answer != cut:  # a client makes sure who answers before it sends
+                connection, _ = listener.accept()
+                with connection, connection.makefile("rb") as asked:
+                    answer = healthy if asked.readline().startswith(b"GET /health ") else cut
+                    head = list(iter(asked.readline, b"\r\n"))
+                    asked.read(sum(int(line.split()[1]) for line in head if line.lower().startswith(b"content-length")))
+                    connection.sendall(answer)
+            told = bridge.read()
+            assert told["id"] == "a" and told["error"]["code"] == -32000, (cut, told)
+        bridge.end()
+
+
+def test_a_request_during_which_the_service_is_killed_is_answered(service: Service, bridge: Bridge) -> None:
+    arguments = {"event_type": "bell", "timeout_seconds": 60}
+    bridge.send({"id": 7, "method": "tools/call", "params": {"name": "wait_for_events", "arguments": arguments}})
+    until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"])
+    service.kill()
+    told = bridge.read()
+    service.start()
+    assert told["id"] == 7 and "ended before it had answered" in told["error"]["message"]
+    assert bridge.call("ping")["result"] == {}
+    bridge.end()
+
+
+@pytest.mark.parametrize("value", ['"\\ud83d"', "1e999", "NaN"])
+def test_a_refusal_of_what_the_service_cannot_read_has_the_requests_id(bridge: Bridge, value: str) -> None:
+    """Programs cut texts within a character, and write what is no JSON elsewhere."""
+    bridge.send(f'{{"jsonrpc": "2.0", "id": "mine", "method": "tools/call", "params": {{"arguments": {value}}}}}')
+    told = bridge.read()
+    assert told["id"] == "mine" and told["error"]["code"] == -32700
     bridge.end()
 
 

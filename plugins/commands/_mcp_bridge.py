@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ import typing
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ RENEWED = LIFE / 2
 MAX_LINE = 33 * MB
 SILENT = 60  # seconds; the service gives a sign of life every five
 LAST_WORDS = 5.0  # seconds for answers that are under way when the program has gone
+CUT = "the service ended before it had answered; look whether what you asked for was done before you ask again"
 VERSION = "io.modelcontextprotocol/protocolVersion"
 
 
@@ -133,6 +136,8 @@ class Bridge:
             except urllib.error.HTTPError as error:
                 with error:
                     self._refuse(message, error.code, error.read(MB))
+            except http.client.HTTPException:  # the answer, or its beginning, was cut
+                self._fail(message, -32000, CUT)
             except (StartError, OSError) as error:
                 if answer := told_without_service(message):
                     self._write(json.dumps(answer).encode())
@@ -148,24 +153,39 @@ class Bridge:
             self._client = self._client or SessionClient(for_own_tree(self._options))
         with self._client.open(line.strip(), headers_of(message)) as answer:
             if answer.headers.get_content_type() == "text/event-stream":
-                for part in answer:
-                    if part.startswith(b"data:"):
-                        self._write(part[5:].strip())
+                self._hand_back(answer)
             elif content := answer.read().strip():
                 self._write(content)
 
+    def _hand_back(self, stream: Iterable[bytes]) -> None:
+        """Write each message of a stream, of which the last one is the answer. Raises IncompleteRead where that does
+        not come, for which urllib ends a stream that was cut as one that is complete.
+        """
+        last = b"{}"
+        for part in stream:
+            if part.startswith(b"data:") and part.endswith(b"\n"):
+                last = part[5:].strip()
+                self._write(last)
+        if "id" not in json.loads(last):
+            raise http.client.IncompleteRead(last)
+
     def _refuse(self, message: Any, status: int, content: bytes) -> None:
-        """Hand on a refusal: the protocol's own as it is, any other as an error of the protocol."""
-        if b'"jsonrpc"' in content:
-            self._write(content.strip())
-        else:
-            self._fail(message, -32000, str(Refused(status, content)))
+        """Hand on a refusal: the protocol's own under the message's id, which the service may not have been able to
+        read, any other as an error of the protocol.
+        """
+        try:
+            error = dict(json.loads(content)["error"])
+        except (ValueError, LookupError, TypeError):
+            error = {"code": -32000, "message": str(Refused(status, content))}
+        self._answer_error(message, error)
 
     def _fail(self, message: Any, code: int, problem: str) -> None:
-        asked = message if isinstance(message, dict) else {}
-        if message is None or "id" in asked:  # a notification is not answered
-            error = {"code": code, "message": problem}
-            self._write(json.dumps({"jsonrpc": "2.0", "id": asked.get("id"), "error": error}).encode())
+        self._answer_error(message, {"code": code, "message": problem})
+
+    def _answer_error(self, message: Any, error: dict[str, Any]) -> None:
+        asked = message if isinstance(message, dict) else {"id": None}
+        if "id" in asked:  # a notification is not answered
+            self._write(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "error": error}).encode())
 
     def _write(self, content: bytes) -> None:
         with self._writing:

@@ -601,7 +601,7 @@ def test_a_request_whose_answer_is_cut_is_answered(service: Service) -> None:
 
 
 def test_a_request_during_which_the_service_is_killed_is_answered(service: Service, bridge: Bridge) -> None:
-    arguments = {"event_type": "bell", "timeout_seconds": 60}
+    arguments = {"event_type": "never", "timeout_seconds": 60}
     bridge.send({"id": 7, "method": "tools/call", "params": {"name": "wait_for_events", "arguments": arguments}})
     until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"])
     service.kill()

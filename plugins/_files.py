@@ -22,11 +22,12 @@ def read_sidecar_json(folder: Path) -> SidecarInfo | None:
         return None
 
 
-def content_of(path: Path) -> bytes:
+def content_of(path: Path, at_most: int = -1) -> bytes:
     """The content of a file; empty where it cannot be read, and where a link, a folder or a pipe is in its place."""
     with contextlib.suppress(OSError):
         if stat.S_ISREG(path.lstat().st_mode):
-            return path.read_bytes()
+            with path.open("rb") as file:
+                return file.read(at_most)
     return b""
 
 

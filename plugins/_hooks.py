@@ -87,9 +87,11 @@ class MoreAsks:
         ``request.ranked``. Asked by the plugin brief.
         """
 
-    def agent_failure(self, agent: dict[str, Any], output: list[str]) -> Annotated[str, Meta(pattern=r"\S")] | None:
-        """Why an agent failed, by the data of its ``agent_exited`` event and its last 100 lines; in its first two
-        minutes an answer ends it. Asked by the plugin endings.
+    def agent_failure(
+        self, agent: dict[str, Any], output: list[str], folder: str
+    ) -> Annotated[str, Meta(pattern=r"\S")] | None:
+        """Why an agent failed, by the data of its ``agent_exited`` event, its last 100 lines and the files in its
+        folder; in its first two minutes an answer ends it. Asked by the plugin endings.
         """
 
     def agent_result(

@@ -302,6 +302,14 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
                 "Overloaded",
             ),
             ("\x1b[91m\x1b[1mError: \x1b[0mYour credit balance is too low\n", "Your credit balance is too low"),
+            (
+                'timestamp=1 level=ERROR run=1 message=x error.error="AI_JSONParseError: JSON failed: {\\"id\\": \\"x."\n',
+                r"JSON failed: {\"id\": \"x.",
+            ),
+            (
+                '\x1b[91m\x1b[1mError: \x1b[0mJSON parsing failed: Text: {"id.\nError message: JSON Parse error: Unterminated\n',
+                'JSON parsing failed: Text: {"id.',
+            ),
             ("[API Error: 400 Your credit balance is too low]\n", "400 Your credit balance is too low"),
             (
                 "Retrying in 240s (attempt 3/10): [API Error: 429 Rate limit reached]\nOperation cancelled.\n",
@@ -365,15 +373,73 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
 
 @pytest.mark.parametrize(("written", "code", "reason"), CANNOT_WORK)
 def test_why_a_program_cannot_work_is_read_from_what_it_writes(
-    written: str, code: int | None, reason: str | None
+    tmp_path: Path, written: str, code: int | None, reason: str | None
 ) -> None:
     state = "running" if code is None else "failed" if code else "completed"
-    agent = {"exit_code": code, "state": state, "result_id": None}
-    told = launchers.agent_failure(agent, written.splitlines())
+    agent, folder = {"exit_code": code, "state": state, "result_id": None}, str(tmp_path)
+    if code == 0:
+        assert launchers.agent_failure(agent, written.splitlines(), folder) is None, "who ended well may write anything"
+        (tmp_path / "program").write_text("aider")
+    told = launchers.agent_failure(agent, written.splitlines(), folder)
     assert (told is None and reason is None) or told.startswith(reason)
     assert not told or "its model refused" not in told or told == reason
     if code == 0:
-        assert launchers.agent_failure(agent | {"result_id": "result-1"}, written.splitlines()) is None
+        assert launchers.agent_failure(agent | {"result_id": "result-1"}, written.splitlines(), folder) is None
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_is_judged_by_what_it_writes_itself(tmp_path: Path, name: str) -> None:
+    """However much what it writes looks like the words of another one."""
+    (tmp_path / "program").write_text(name)
+    for written, code, reason in CANNOT_WORK:
+        agent = {"exit_code": code, "state": "failed" if code else "completed", "result_id": None}
+        told = launchers.agent_failure(agent, written.splitlines(), str(tmp_path)) or ""
+        who = reason.partition(" ")[0] if reason else ""
+        assert not (told and who in PROGRAMS) or told.startswith(f"{name} "), written
+        assert not told.count("; or ") and (who != name or told), written
+
+
+def test_which_known_programs_a_command_starts_is_read_from_its_own_words() -> None:
+    for argv, configured, names in (
+        (["claude", "-p", "ask aider"], None, ["claude"]),
+        (["/opt/bin/aider", "--message", "x"], ("/opt/bin/aider", "--message", "{task}"), ["aider"]),
+        (["sh", "-c", "exec aider --message x"], ("sh", "-c", "exec aider --message '{task}'"), ["aider"]),
+        (["npx", "-y", "@google/gemini-cli", "-p", "x"], ("npx", "-y", "@google/gemini-cli", "-p", "{task}"), ["gemini"]),
+        (["sh", "-c", "codex || cursor-agent"], ("sh", "-c", "codex || cursor-agent"), ["codex", "cursor-agent"]),
+        (["./agent.sh", "ask aider"], ("./agent.sh", "{task}"), []),
+        (["env", "my_aider"], None, []),
+    ):  # fmt: skip
+        assert launchers.programs_in(AgentCommand(argv), configured) == names
+
+
+def test_an_agent_that_ends_well_fails_by_the_words_of_its_own_program_alone(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    """Also where the service was started again meanwhile."""
+    go = f"while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.05)"
+    code = f"import os, sys, time\n{go}\nprint(sys.argv[1])\n"
+    (tmp_path / "write.py").write_text(code)
+    (tmp_path / "aider").write_text(f"#!{sys.executable}\n{code}")
+    (tmp_path / "aider").chmod(0o755)
+    own = [sys.executable, str(tmp_path / "write.py"), "{task}"]
+    commands = {
+        "python-specialist": own,
+        "go-specialist": ["sh", "-c", 'exec "$0" "$1" # aider', str(tmp_path / "aider"), "{task}"],
+        "rust-specialist": [str(tmp_path / "aider"), "{task}"],
+        "qa-engineer": ["sh", "-c", 'exec "$@" # instead of claude', "sh", *own],
+    }
+    service = make_service("--agent-commands", json.dumps(commands))
+    client = service.client()
+    written = "litellm.RateLimitError: Rate limit reached"
+    agents = [spawn(client, written, agent_type=agent_type)["agent_id"] for agent_type in commands]
+    for agent in agents:
+        state(client, agent, "running")
+    service.kill()
+    service.start()
+    (tmp_path / "go").touch()
+    ended = [state(service.client(), agent) for agent in agents]
+    assert [row["state"] for row in ended] == ["completed", "failed", "failed", "completed"]
+    assert ended[1]["reason"] == "its model refused or failed: RateLimitError: Rate limit reached"
 
 
 def test_what_comes_after_is_no_reason_to_end_a_program_that_runs() -> None:
@@ -382,7 +448,8 @@ def test_what_comes_after_is_no_reason_to_end_a_program_that_runs() -> None:
         "ERROR: Reconnecting... waiting for network\nthinking", OFFLINE * 2 + "> build", OFFLINE,
         "Not logged in · Please run /login", "Please set an Auth method", "error: unknown option '--x'",
     ):  # fmt: skip
-        assert launchers.agent_failure({"exit_code": None, "state": "running"}, written.splitlines()) is None
+        agent = {"exit_code": None, "state": "running"}
+        assert launchers.agent_failure(agent, written.splitlines(), "nowhere") is None
 
 
 def test_an_agent_whose_time_is_over_says_what_its_model_answered(make_service: Callable[..., Service]) -> None:
@@ -400,7 +467,9 @@ def test_an_agent_whose_time_is_over_says_what_its_model_answered(make_service: 
 def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Callable[..., Service]) -> None:
     """By itself or not, adopted or not: in its status, its events, its list and on the command line."""
     code = "import sys, time; print(eval(sys.argv[1]), end='', flush=True); sys.exit(int(sys.argv[2])) if sys.argv[2] != 'None' else time.sleep(600)"
-    command = json.dumps([sys.executable, "-c", code, "{task}", "{issue_id}"])
+    command = json.dumps(
+        [sys.executable, "-c", f"{code}  # as claude, codex, gemini and aider do", "{task}", "{issue_id}"]
+    )
     service = make_service("--agent-command", command)
     client = service.client()
     for written, exit_code, reason in (CANNOT_WORK[0], CANNOT_WORK[5], CANNOT_WORK[11], CANNOT_WORK[-2]):

@@ -107,10 +107,13 @@ def test_no_pattern_takes_an_endless_time() -> None:
 
 OUTPUT = """
 import resource, sys
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_launchers
 from test_launchers import CANNOT_WORK, launchers
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+folder = sys.argv[2]
+Path(folder, "program").write_text(" ".join(launchers.PROGRAMS))
 for written in dict.fromkeys(row[0] for row in CANNOT_WORK):
     print(written.encode(), flush=True)
     said = written.splitlines() or ["", ""]
@@ -121,14 +124,14 @@ for written in dict.fromkeys(row[0] for row in CANNOT_WORK):
     ):
         for code, state in ((None, "running"), (0, "completed"), (1, "failed"), (41, "failed"), (-15, "timeout")):
             for all_lines in (lines, [*lines, "The end."], (lines * 100)[:100], [*(lines * 100)[:99], "The end."]):
-                launchers.agent_failure({"exit_code": code, "state": state, "result_id": None}, all_lines)
+                launchers.agent_failure({"exit_code": code, "state": state, "result_id": None}, all_lines, folder)
 print("done")
 """
 
 
-def test_no_output_of_an_agent_takes_an_endless_time() -> None:
+def test_no_output_of_an_agent_takes_an_endless_time(tmp_path: Path) -> None:
     """However wide the lines are that its program writes when it cannot work, and whatever follows."""
-    command = [sys.executable, "-c", OUTPUT, str(ROOT / "tests")]
+    command = [sys.executable, "-c", OUTPUT, str(ROOT / "tests"), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True)
     told = done.stdout.splitlines()
     assert told[-1:] == ["done"], f"{told[-1:]} takes too long, or failed: {done.stderr[-2000:]}"

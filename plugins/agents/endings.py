@@ -99,8 +99,7 @@ class AskingAgents(Agents):
         if stored or self.settings.no_synthesis or WRITE not in row["permissions"]:
             return
         others = self.storage.read.one(OTHERS, row["project"], row["id"], row["started"])
-        folder, root = self.settings.storage / "agents" / row["id"], self.settings.root
-        facts = {"folder": str(folder), "root": str(root), "alone": not others}
+        facts = {"root": str(self.settings.root), "alone": not others}
         try:
             if (result := await self._ask("agent_result", row, "lines", **facts)) is not None:
                 body = {name: agent_facts(row)[name] for name in ("agent_id", "agent_type", "issue_id")}
@@ -113,5 +112,6 @@ class AskingAgents(Agents):
         """The first answer about an agent, whose last lines are asked by ``name``. Raises TimeoutError."""
         stored = latest_result(self.storage.read, row["project"], row["id"])["result_id"]
         facts |= {"agent": agent_facts(row) | {"result_id": stored}}
+        facts |= {"folder": str(self.settings.storage / "agents" / row["id"])}
         facts |= {name: await self.disk.run(lambda: output_of(self, row["id"]).tail(100))}
         return await self.hooks.pool.run(self.hooks.first, hook, **facts)

@@ -26,6 +26,7 @@ from cco_sidecar import (
     log_once,
     write_file,
 )
+from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import did_you_mean
@@ -163,8 +164,9 @@ def like_opencode(name: str, tried: str) -> Program:
         logged_out=r"^(\x1b\[\d+m)+Error: .*(?i:api[ -]key|unauthori[sz]ed|authenticat)",
         offline=r"(^timestamp=\S* level=ERROR (?>.*?Cannot connect to API: ).*\n?){2}\Z"
                 r"|^(\x1b\[\d+m)+Error: .*Cannot connect to API",
-        refused=r'timestamp=\S* level=ERROR (?>.*? error\.error="AI_)\w+: ([^"]+)"\Z'
+        refused=r'timestamp=\S* level=ERROR (?>.*? error\.error="AI_)\w+: ((?:[^"\\]|\\.)+)"\Z'
                 r"|\x1b\[91m\x1b\[1mError: \x1b\[0m(.+)",
+        follows=("Error message: ", 1),  # of a parser, about what is no JSON
     )  # fmt: skip
 
 
@@ -354,7 +356,9 @@ def part_class(base: type) -> type | None:
 
 
 class KnowingLauncher(Launcher):
-    """Says also of the known programs where there is no command, and at the start what is wrong with one."""
+    """Says also of the known programs where there is no command, and at the start what is wrong with one. Notes which
+    of them an agent's command starts.
+    """
 
     HOW_TO_HAVE_ONE = (
         f"{Launcher.HOW_TO_HAVE_ONE}, set agent-command in cco.toml, or put a program on PATH that the plugin launchers"
@@ -379,6 +383,22 @@ class KnowingLauncher(Launcher):
         for name, command in settings.agent_commands.items():
             tell_unheard(command, settings.may(name))
         tell_unheard(settings.agent_command or None, any(settings.agent_may.values()))
+
+    def _prepare(self, launch: AgentLaunch, files: dict[str, bytes]) -> AgentCommand:
+        command = super()._prepare(launch, files)
+        write_file(Path(launch.agent_folder, NOTED), " ".join(programs_in(command, launch.configured)).encode())
+        return command
+
+
+NOTED = "program"  # a file in the agent's folder: the service may be started again before the agent ends
+
+
+def programs_in(command: AgentCommand, configured: Sequence[str] | None) -> list[str]:
+    """The known programs that a command starts: its first word, or those that the words of the user's own name."""
+    if (name := os.path.basename(command.argv[0])) in PROGRAMS:
+        return [name]
+    words = " ".join(configured or ())
+    return [name for name in PROGRAMS if re.search(rf"(?<!\w){name}(?!\w)", words)]
 
 
 def tell_unheard(configured: Sequence[str] | None, may: Collection[str] | bool) -> None:
@@ -434,13 +454,17 @@ def agent_command(launch: AgentLaunch, settings: PluginSettings) -> AgentCommand
 
 
 @hookimpl
-def agent_failure(agent: dict[str, Any], output: list[str]) -> str | None:
-    """What any known program says, since a command of the user's own may start it too; some speak alike."""
+def agent_failure(agent: dict[str, Any], output: list[str], folder: str) -> str | None:
+    """What its program says. A command of the user's own may start any of them where it names none: its success is
+    believed then.
+    """
     code, lines = agent["exit_code"], [line for each in output if (line := each.rstrip())]
-    if code == 0 and agent["result_id"]:
-        return None  # it has worked, on such a program maybe
+    noted = content_of(Path(folder, NOTED), 1000).decode("utf-8", "replace").split()
+    names = [name for name in PROGRAMS if name in noted]
+    if code == 0 and (agent["result_id"] or not names):
+        return None
     ended = agent["state"] in ("failed", "timeout")
-    reasons = [next(program.failure(name, code, lines, ended), "") for name, program in PROGRAMS.items()]
+    reasons = [next(PROGRAMS[name].failure(name, code, lines, ended), "") for name in names or PROGRAMS]
     if any(reasons):
         return "; or ".join(dict.fromkeys(filter(None, reasons)))  # opencode and kilo speak alike
     refused = REFUSED_OPTION.search("\n".join(output)) if code in (1, 2) else None

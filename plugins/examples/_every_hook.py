@@ -94,7 +94,7 @@ def agent_command(launch: AgentLaunch, settings: Settings) -> list[str] | AgentC
 
 
 @hookimpl
-def agent_failure(agent: dict[str, Any], output: list[str]) -> str | None:
+def agent_failure(agent: dict[str, Any], output: list[str], folder: str) -> str | None:
     return "the licence has expired" if "licence expired" in output and agent["exit_code"] == 3 else None
 
 

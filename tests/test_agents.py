@@ -866,6 +866,28 @@ def test_the_token_file_is_renewed_before_the_token_expires(make_service: Callab
 
 
 @pytest.mark.needs_plugin("tokens/renewal renews them in their files")
+@pytest.mark.parametrize("seconds", [-90_000, -3_700, -130, 3_700])
+def test_an_agents_token_is_good_when_the_clock_was_set(
+    make_service: Callable[..., Service], tmp_path: Path, seconds: int
+) -> None:
+    """By a clock that was set back a token is from the future, and refused as forged."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/clock.py").write_text(
+        "import os, time, cco_sidecar\noriginal = time.time\n"
+        f"time.time = lambda: original() + ({seconds} if os.path.exists({str(tmp_path / 'set')!r}) else 0)\n"
+    )
+    service = make_service(*COMMAND, "--plugins", str(tmp_path / "plugins"))
+    token_file = folder_of(service, spawn(service.client(), "hang")["agent_id"]) / "token"
+    assert claims_of(token_file)["iat"] > time.time() - 60
+    (tmp_path / "set").touch()
+    until(lambda: abs(claims_of(token_file)["iat"] - time.time() - seconds) < 60)
+
+
+def claims_of(token_file: Path) -> dict[str, Any]:
+    return jwt.decode(token_file.read_text(), options={"verify_signature": False})
+
+
+@pytest.mark.needs_plugin("tokens/renewal renews them in their files")
 def test_a_token_that_expired_while_the_service_was_down_is_renewed_and_may_no_more_than_before(
     make_service: Callable[..., Service],
 ) -> None:

@@ -111,22 +111,22 @@ class RenewingAgents(Agents):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self._due: weakref.WeakKeyDictionary[Running, float] = weakref.WeakKeyDictionary()
+        self._renewed: weakref.WeakKeyDictionary[Running, float] = weakref.WeakKeyDictionary()  # epoch seconds
         self.processes.LOOK = min(self.processes.LOOK, self.settings.token_ttl / 4)  # so that it never runs out
 
     async def tend(self, running: Running) -> None:
         await super().tend(running)
         wait = self.settings.token_ttl - min(600.0, self.settings.token_ttl / 2)
-        due = self._due.get(running, running.row["started"] + wait)
+        age = time.time() - self._renewed.get(running, running.row["started"])
         there = running.token and os.path.exists(f"{running.folder}/token")  # an adopted one has no token yet
-        if there and time.time() < due:
+        if there and 0 <= age < wait:  # by a clock that was set back it was made in the future, and is refused
             return
-        running.token, self._due[running] = self.launcher.token(running.row), time.time() + wait
+        running.token, self._renewed[running] = self.launcher.token(running.row), time.time()
         try:
             for name, content in token_files(running.folder, running.token).items():
                 await self.disk.run(write_file, running.folder / name, content)
         except OSError as error:
-            self._due[running] = time.time() + 1
+            self._renewed[running] += 1 - wait  # again in a second
             log.warning("agent %s: its token file cannot be written: %s", running.row["id"], error.strerror)
 
     async def judge(self, running: Running) -> None:

@@ -2324,7 +2324,7 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
 class Results:
     """Stores results. A result, its agent_completed event, its routing decision and its file are one transaction."""
 
-    HISTORY = 200  # earlier results of the issue that routing looks at
+    HISTORY = 200  # earlier results of an issue that routing looks at
 
     def __init__(
         self, storage: Storage, bus: EventBus, hooks: Hooks, agent_types: AgentTypes, settings: Settings
@@ -2334,7 +2334,7 @@ class Results:
         self._pool = Pool("results", 8, 60)
 
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown agent type."""
+        """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown type."""
         category = await self._agent_types.find(body["agent_type"])
         # Agents read the record, its file and contexts made of it. Whose it is stays.
         whose = {name: body[name] for name in ("agent_id", "agent_type", "issue_id", "project_id")}
@@ -2354,7 +2354,7 @@ class Results:
         return await self._pool.run(lambda: (redact_json(body)[0], project_type(root, [])))
 
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """The answer, once the result is stored; who is next is found on the writer thread."""
+        """The answer, once the result is stored; the writer thread finds who is next."""
         job = functools.partial(self.insert, self._hooks.implementations["next_agents"], facts)
         return typing.cast(dict[str, Any], await self._storage.write(job, answers=True))
 
@@ -2384,17 +2384,19 @@ class Results:
         }  # fmt: skip
 
     def propose(self, rules: list[Implementation], facts: dict[str, Any]) -> list[NextAgent]:
-        """Who is next after a result: each rule gets the proposals as the ones before it left them. Blocks."""
+        """Who is next: each rule gets the proposals as those before it left them. Blocks."""
         proposals = facts["proposals"]
         for rule in rules:
             found = self._hooks.ask_one(rule, **facts | {"proposals": list(proposals)})
-            try:
-                for item in found or []:
+            known = []
+            for item in found or []:
+                try:
                     self._agent_types.category(item.agent_type)
-                proposals = proposals if found is None else found
-            except ApiError as error:
-                log.warning("plugin %s: next_agents: %s", rule.plugin, one_line(error))
-        last, redacted = {item.agent_type: item for item in proposals}, self._redaction.redact  # nobody is named twice
+                    known.append(item)
+                except ApiError as error:
+                    log.warning("plugin %s: next_agents: %s", rule.plugin, one_line(error))
+            proposals = known if known or found == [] else proposals
+        last, redacted = {item.agent_type: item for item in proposals}, self._redaction.redact  # one each
         return [NextAgent(item.agent_type, item.priority, redacted(item.reason)[0]) for item in last.values()]
 
     def history(self, records: Records, project: str, issue: str) -> list[ResultFact]:
@@ -3055,10 +3057,8 @@ class Contexts:
 
     def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
         """Forget the contexts of an issue and agent type (None: of all); (entries, bytes) that were there."""
-        found = [
-            key for key in self._cache if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)
-        ]
-        return len(found), sum(self._drop(key) for key in found)
+        keys = [key for key in self._cache if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)]
+        return len(keys), sum(self._drop(key) for key in keys)
 
     def statistics(self) -> dict[str, Any]:
         return {

@@ -108,7 +108,8 @@ PLUGINS = {
             extra = NextAgent("technical-writer", "low", "plugin: always")
             again = NextAgent("test-engineer", "low", "plugin: again")
             return {"added": [*proposals, extra], "repeated": [*proposals, again], "removed": [], "replaced": [extra], "text": "nobody",
-                    "stranger": [NextAgent("nobody-knows", "low", "?")], "halves": [{"agent_type": "wizard"}]}.get(kind)
+                    "stranger": [NextAgent("nobody-knows", "low", "?")], "mixed": [NextAgent("nobody-knows", "low", "?"), *proposals, extra],
+                    "person": [extra, NextAgent("operator", "low", "?")], "halves": [{"agent_type": "wizard"}]}.get(kind)
     """,
     "policy": """
         @hookimpl
@@ -488,6 +489,8 @@ def test_a_context_says_that_an_index_is_still_being_made_and_is_not_kept(plugge
         ("replaced", ["technical-writer"]),
         ("text", ["test-engineer", "security-auditor"]),
         ("stranger", ["test-engineer", "security-auditor"]),
+        ("mixed", ["test-engineer", "security-auditor", "technical-writer"]),
+        ("person", ["technical-writer"]),
         ("halves", ["test-engineer", "security-auditor"]),
     ],
 )

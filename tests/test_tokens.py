@@ -483,8 +483,12 @@ def test_a_type_of_the_plugin_specialists_may_do_what_its_category_may(service: 
         service.client("devops-engineer").post("/api/results", result(agent_type="devops-engineer")).status_code == 201
     )
     assert lacking(service.client("ux-designer").post("/api/results", result(agent_type="ux-designer")))
-    meant = {"devops-enginer": "devops-engineer", "architct": "chief-architect", "security": "security-auditor",
-             "djnago": "django-specialist", "chief-architct": "chief-architect", "test": "test-engineer"}  # fmt: skip
+    meant = {
+        "devops-enginer": "devops-engineer", "djnago": "django-specialist", "chief-architct": "chief-architect",
+        "architct": "chief-architect, cloud-architect or database-architect", "frontend": "frontend-developer",
+        "security": "security-auditor, api-security-auditor or security-engineer",
+        "tester": "test-engineer, accessibility-tester or penetration-tester",
+    }  # fmt: skip
     for name, right in meant.items():
         misspelt = service.client("devops-engineer").post("/api/results", result(agent_type=name))
         said = f"Unknown agent type {name}, did you mean {right}?"

@@ -49,13 +49,20 @@ class NearestTypes(AgentTypes):
 
 
 def nearest_type(agent_type: str, names: Iterable[str]) -> str:
-    """The end of a message that refuses ``agent_type``."""
+    """The end of a message that refuses ``agent_type``: for one word up to three types with such a part, own first."""
     known = sorted(names, key=lambda name: (name not in OWN_TYPES, name))
     part = nearest(agent_type, sorted({part for name in known for part in name.split("-")}))
-    sharing = [name for name in known if part in name.split("-")]
+    sharing = [name for name in known if any(alike(part, other) for other in name.split("-"))]
     if "-" not in agent_type and 0 < len(sharing) < 10:  # more would share "specialist"
-        return f", did you mean {sharing[0]}?"
+        *others, last = sharing[:3]
+        return f", did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
     return did_you_mean(agent_type, known)
+
+
+def alike(part: str, other: str) -> bool:
+    """Whether two parts of names begin alike, as test and tester do."""
+    shorter, longer = sorted((part, other), key=len)
+    return part == other or (len(shorter) >= 4 and longer.startswith(shorter))
 
 
 OWN_TYPES = categories_of(AGENT_TYPES)

@@ -41,6 +41,7 @@ from cco_sidecar import (
     settings_from,
 )
 from cco_sidecar_plugins._program import handling_signals
+from cco_sidecar_plugins.agents.specialists import nearest_type
 from cco_sidecar_plugins.commands._client import Refused
 from cco_sidecar_plugins.commands._pipeline_issue import Interrupts, Issue, Story
 from cco_sidecar_plugins.commands._pipeline_plan import (
@@ -103,9 +104,8 @@ def command_run(options: argparse.Namespace) -> int:
     types = AgentTypes(hooks, asked).categories
     categories = [name for name, category in CATEGORIES.items() if not category.people]
     if options.until and types.get(options.until, options.until) not in categories:
-        raise StartError(
-            f"--until: {options.until!r} is neither an agent type nor one of the categories {', '.join(categories)}"
-        )
+        known = f"neither an agent type nor one of the categories {', '.join(categories)}"
+        raise StartError(f"--until: {options.until!r} is {known}{nearest_type(options.until, [*types, *categories])}")
     view = view_of(options)
     interrupts = Interrupts(view)
     try:

@@ -325,6 +325,16 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
                 "402 You have no quota",
             ),
             ("\x1b[31merror:\x1b[0m Rate limit reached for requests\n", "Rate limit reached for requests"),
+            (
+                '\x1b[31merror:\x1b[0m JSON parsing failed: Text: {"id.\nError message: SyntaxError: JSON Parse error\n'
+                + "Warning: System: To turn off\n"
+                + 3 * "DeprecationWarning: x\n      at iX (/chunk.js:26:46952)\n      at J0 (/chunk.js:26)\n\n",
+                'JSON parsing failed: Text: {"id.',
+            ),
+            (
+                "I wi\n\x1b[31merror:\x1b[0m Response stream ended without a finish reason.\n",
+                "Response stream ended without a finish reason.",
+            ),
         )
     ),
     ("error: unknown option '--allowedTools'\n", 1, "its version does not take its options (error: unknown option"),
@@ -350,6 +360,8 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
     ("Please set an Auth method\n", 1, None),
     ("ERROR: not found: tests/test_x.py\n", 1, None),  # of a command of the user's own
     ("API Error: 529 Overloaded\nI wrote a test of that.\n", 1, None),
+    ("   \x1b[90m⎿ \x1b[0m\x1b[31merror: no such file\x1b[0m\nI give up.\n", 1, None),  # a tool's
+    ("\x1b[31merror:\x1b[0m Rate limit reached\nI went on.\n", 1, None),
     ("Attempt 1 failed with status 500. Retrying with backoff... _ApiError: {}\n", 1, None),  # and went on
     ("Attempt 3 failed with status 429. Retrying _ApiError: {}\n    at x\nI wrote the test.\n2 failed\n", 1, None),
     ("I changed the answers:\n404 when the item is missing\n\nChanges    +3 -1\nDuration   9s\n", 1, None),

@@ -408,7 +408,10 @@ class Ranking:
         """At most four, strongest first."""
         if (id, explained) not in self.said:
             self.said[id, explained] = self._said(id, explained)
-        ordered = [*(text for _, text in sorted(boosts, key=lambda item: -item[0])), *self.said[id, explained]]
+        said = self.said[id, explained]
+        if said and not boosts and not self.all_others:  # most of them, for each agent type
+            return said
+        ordered = [*(text for _, text in sorted(boosts, key=lambda item: -item[0])), *said]
         kind = self.facts.files[id].kind
         if self.all_others:
             return [*ordered[:3], f"{kind}, as no file is of the agent's kinds and language"]
@@ -421,7 +424,7 @@ class Ranking:
             said.append((share, f"text matches{self._whose_words() or ' the task'}"))
         if (recent := self._share("recent", id)) > 0.3:
             said.append((recent, "changed recently"))
-        return [text for _, text in sorted(said, key=lambda item: -item[0])]
+        return [text for _, text in sorted(said, key=lambda item: -item[0])[:4]]
 
 
 def scores_of(ids: Iterable[int], score_of: Callable[[int], float | None]) -> Scores:

@@ -1099,6 +1099,35 @@ def test_an_agent_that_cannot_be_looked_after_for_a_while_ends_in_its_time_and_i
     assert [event["data"]["state"] for event in told] == ["timeout"]
 
 
+@pytest.mark.needs_plugin("agents/end orders it")
+@pytest.mark.parametrize(
+    "fault", ["raise sqlite3.OperationalError('database or disk is full')", "raise OSError(5, 'Input/output error')",
+              "time.sleep(0.05)"],
+)  # fmt: skip
+def test_an_agent_is_ended_by_order_also_where_nothing_can_be_written(
+    make_service: Callable[..., Service], tmp_path: Path, fault: str
+) -> None:
+    """It may be this agent that fills the disk."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/fault.py").write_text(f"""
+import os, sqlite3, time, cco_sidecar
+commit = cco_sidecar.Records.commit
+def faulty(self, *more):
+    end = time.monotonic() + 20
+    while os.path.exists({str(tmp_path / "fault")!r}) and time.monotonic() < end:
+        {fault}
+    return commit(self, *more)
+cco_sidecar.Records.commit = faulty
+""")
+    service = make_service(*COMMAND, "--plugins", str(tmp_path / "plugins"))
+    agent_id = spawn(service.client(), "hang")["agent_id"]
+    (tmp_path / "fault").touch()
+    assert service.client().delete(f"/api/agents/{agent_id}").status_code == 202
+    until(lambda: not agents_left())
+    (tmp_path / "fault").unlink()
+    assert state(service.client(), agent_id)["state"] == "killed"
+
+
 @pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 def test_what_a_keeper_writes_down_of_an_end_cannot_be_forged_while_it_lives(
     make_service: Callable[..., Service], tmp_path: Path

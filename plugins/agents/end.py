@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import typing
 from typing import Any
 
 from msgspec import Struct
 
-from cco_sidecar import SPAWN, AgentEndpoint, Agents, Route, Running, hookimpl, iso
+from cco_sidecar import SPAWN, AgentEndpoint, Agents, Route, Running, StorageError, hookimpl, iso, one_line
+
+log = logging.getLogger("cco")
 
 
 @hookimpl(trylast=True)  # so that the agents of the plugin nats, which ask other sidecars first, derive from these
@@ -40,7 +44,11 @@ class EndAgent(AgentEndpoint):
 
 
 class EndedAgents(Agents):
-    """Ends agents by order. A crash does not forget that: ``ordered`` in the agent's row says so."""
+    """Ends agents by order. A crash does not forget that: ``ordered`` in the agent's row says so, where that can be
+    written.
+    """
+
+    NOTING_SECONDS = 2.0
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
         """Order an agent's end, at once with ``force``; False where it has ended."""
@@ -49,7 +57,12 @@ class EndedAgents(Agents):
             return False
         running.grace = 0.0 if force else running.grace
         if not running.ended_as:
-            await self.storage.write(lambda records: records.update_agent(agent_id, ordered=1))
+            try:
+                async with asyncio.timeout(self.NOTING_SECONDS):
+                    await self.storage.write(lambda records: records.update_agent(agent_id, ordered=1))
+            except (StorageError, OSError) as error:  # it may be this agent that fills the disk
+                problem = one_line(error) or "it takes long"
+                log.warning("agent %s is ended, which cannot be written down now: %s", agent_id, problem)
             running.end("killed")
         return True
 

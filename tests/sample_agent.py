@@ -270,17 +270,6 @@ def spend() -> None:
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).close()
 
 
-def watch_token() -> None:
-    """The service is asked again and again with what is in the token file."""
-    tokens = set()
-    until = time.monotonic() + 5
-    while time.monotonic() < until and len(tokens) < 3:
-        call(f"/agents/{os.environ['AGENT_ID']}/status")
-        tokens.add(Path(os.environ["CCO_TOKEN_FILE"]).read_text())
-        time.sleep(0.3)
-    print(f"{len(tokens)} tokens")
-
-
 def work() -> None:
     """The whole day of an agent: context, progress, result."""
     issue, agent_type = os.environ["ISSUE_ID"], os.environ["AGENT_TYPE"]

@@ -14,7 +14,6 @@ import sqlite3
 import stat
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -493,20 +492,6 @@ def test_no_more_agents_run_than_are_allowed_however_many_are_asked_for(make_ser
     spawn(architect)
 
 
-@pytest.mark.needs_plugin("http/repeats answers them")
-@pytest.mark.any_storage
-def test_a_repeated_spawn_starts_one_process(architect: Client, issue: str) -> None:
-    key = {"Idempotency-Key": f"spawn-{uuid.uuid4()}"}
-    before = architect.get("/status").json()["agents"]["spawned_total"]
-    first = architect.post("/api/agents/spawn", request("hang", issue), headers=key)
-    again = architect.post("/api/agents/spawn", request("hang", issue), headers=key)
-    assert (first.status_code, again.status_code) == (201, 201)
-    assert again.headers["Idempotent-Replay"] == "true"
-    assert again.json() == first.json()
-    assert architect.get("/status").json()["agents"]["spawned_total"] == before + 1
-    assert architect.post("/api/agents/spawn", request("succeed", issue), headers=key).status_code == 422
-
-
 # -- how they end
 
 
@@ -805,21 +790,6 @@ def test_status_counts_the_agents(make_service: Callable[..., Service]) -> None:
 # -- tokens
 
 
-def test_the_token_of_an_ended_agent_is_refused_and_its_file_gone(
-    service: Service, architect: Client, issue: str, setup: str
-) -> None:
-    spawned = spawn(architect, "hang", issue)
-    agent = Client(service.url, spawned["jwt_token"])
-    assert agent.get("/status").status_code == 200
-    renewed = [agent.post("/api/auth/refresh").json()["token"]] if setup != "alone" else []
-    architect.end(spawned)
-    until(lambda: status(architect, spawned["agent_id"])["ended_at"])
-    for token in (spawned["jwt_token"], *renewed):
-        answer = Client(service.url, token).get("/status")
-        assert (answer.status_code, answer.json()["code"]) == (401, "AUTH_001")
-    assert not (folder_of(service, spawned["agent_id"]) / "token").exists()
-
-
 @pytest.mark.parametrize(
     "path", ["/api/results", "/api/events/late", "/api/agents/spawn", "/api/cache/context/issue-1", "/status"]
 )
@@ -846,23 +816,6 @@ def test_a_body_that_comes_after_the_agents_end_changes_nothing(
     answer = connection.getresponse()
     assert (answer.status, json.loads(answer.read())["code"]) == (401, "AUTH_001")
     connection.close()
-
-
-def test_an_ended_agents_token_is_refused_after_a_restart_too(make_service: Callable[..., Service]) -> None:
-    service = make_service(*COMMAND)
-    spawned = spawn(service.client(), "succeed")
-    state(service.client(), spawned["agent_id"], "completed")
-    service.kill()
-    service.start()
-    assert Client(service.url, spawned["jwt_token"]).get("/status").status_code == 401
-
-
-@pytest.mark.needs_plugin("tokens/renewal renews them in their files")
-def test_the_token_file_is_renewed_before_the_token_expires(make_service: Callable[..., Service]) -> None:
-    service = make_service(*COMMAND, "--token-ttl", "2")
-    spawned = spawn(service.client(), "watch_token")
-    ended = state(service.client(), spawned["agent_id"])
-    assert (ended["state"], ended["output_tail"]) == ("completed", ["3 tokens"])
 
 
 @pytest.mark.needs_plugin("tokens/renewal renews them in their files")

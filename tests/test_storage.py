@@ -1601,15 +1601,6 @@ def test_a_repeat_gives_the_first_answer_again_and_does_nothing_twice(architect:
 
 
 @pytest.mark.any_storage
-def test_a_key_with_another_body_is_422_and_changes_nothing(architect: Client, issue: str) -> None:
-    first = keyed(architect, "/api/results", body_of(issue), issue)
-    other = keyed(architect, "/api/results", body_of(issue, "failed"), issue)
-    assert (other.status_code, other.json()["code"]) == (422, "REQ_006")
-    assert keyed(architect, "/api/results", body_of(issue), issue).json() == first.json()
-    assert len(architect.get("/api/results", issue_id=issue).json()["results"]) == 1
-
-
-@pytest.mark.any_storage
 def test_a_key_belongs_to_one_subject_and_one_endpoint(service: Service, architect: Client, issue: str) -> None:
     event = {"publisher": "tester", "topic": "test", "data": {"issue_id": issue}}
     answers = [
@@ -1620,36 +1611,6 @@ def test_a_key_belongs_to_one_subject_and_one_endpoint(service: Service, archite
     assert [answer.status_code for answer in answers] == [202] * 4
     assert len({answer.json()["event_id"] for answer in answers}) == 4
     assert not any("Idempotent-Replay" in answer.headers for answer in answers)
-
-
-@pytest.mark.any_storage
-def test_repeats_at_the_same_time_wait_for_the_first_and_share_its_answer(
-    service: Service, architect: Client, issue: str
-) -> None:
-    body = body_of(issue, rationale="x" * 500_000)
-    clients = [Client(service.url, architect.token) for _ in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda client: keyed(client, "/api/results", body, issue), clients))
-    assert {answer.status_code for answer in answers} == {201} and len({answer.text for answer in answers}) == 1
-    assert sorted(answer.headers.get("Idempotent-Replay", "first") for answer in answers) == ["first"] + ["true"] * 7
-    assert len(architect.get("/api/results", issue_id=issue).json()["results"]) == 1
-
-
-@pytest.mark.any_storage
-def test_a_failure_is_not_kept(architect: Client, issue: str) -> None:
-    bad = keyed(architect, "/api/results", body_of(issue, "finished"), issue)
-    assert bad.status_code == 400
-    good = keyed(architect, "/api/results", body_of(issue), issue)
-    assert good.status_code == 201 and "Idempotent-Replay" not in good.headers
-
-
-@pytest.mark.parametrize("key", ["", "x" * 256, "a\tb", "sch\u00f6n"])
-def test_a_key_that_is_not_printable_or_too_long_is_refused(architect: Client, issue: str, key: str) -> None:
-    answer = architect.request(
-        "POST", "/api/results", json=body_of(issue), headers={"Idempotency-Key": key.encode("latin-1")}
-    )
-    assert (answer.status_code, answer.json()["code"]) == (400, "REQ_001")
-    assert architect.get("/api/results", issue_id=issue).json()["results"] == []
 
 
 @pytest.mark.parametrize("keys", [("one", "two"), ("one", "one"), ("one", "two", "three")])

@@ -327,7 +327,16 @@ def test_results_store_knows_an_agent_by_its_environment(world: World, issue: st
         ("agent kill nobody-at-all --force --timeout 1", 1, "404"),
         ("agent kill x --timeout -1", 2, "-1"),
         ("agent kill x --timeout nan", 2, "nan"),
+        ("agent status nobody", 1, "404"),
         ("context get issue-1 python-specialist --format xml", 2, "xml"),
+        ("context get issue-1 wizard", 1, "AGT_002"),
+        ("token --type wizard", 2, "wizard"),
+        ("token --type python-specialist --ttl 0", 2, "--ttl"),
+        ("token --type python-specialist --issue ../x", 2, "issue"),
+        ("token --type python-specialist --permissions fly", 2, "fly"),
+        ("status --format xml", 2, "xml"),
+        ("health --url http://127.0.0.1:1", 3, "127.0.0.1:1"),
+        ("health --url nonsense", 2, "nonsense"),
         ("agent list --format yaml", 2, "yaml"),
     ],
 )
@@ -476,20 +485,9 @@ def test_events_subscribe_in_its_forms(world: World, client: Client, issue: str)
 
 
 def test_events_subscribe_with_a_limit_goes_on_until_it_has_so_many(world: World, client: Client, issue: str) -> None:
-    words = [
-        sys.executable,
-        "-u",
-        str(MODULE),
-        "events",
-        "subscribe",
-        "*",
-        "--filter",
-        f"issue_id:{issue}",
-        "--continuous",
-        "--limit",
-        "3",
-    ]
-    command = [*words, "--format", "json", "--since", client.publish("begin")["event_id"]]
+    begin = client.publish("begin")["event_id"]
+    words = f"events subscribe * --filter issue_id:{issue} --continuous --limit 3 --format json --since {begin}"
+    command = [sys.executable, "-u", str(MODULE), *words.split()]
     environment = clean_environment(CCO_SIDECAR_STORAGE=str(world.storage))
     with subprocess.Popen(command, cwd=world.root, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

@@ -576,6 +576,11 @@ MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
          "ui/pubspec.yaml": "name: \"ui\"\ndependencies:\n  core: any\n", "no/pubspec.yaml": "dependencies:\n  no: 1.0.0\n"},
         {"http": "^1.2.0"},
     ),
+    "dependencies of a pubspec in braces": (
+        {"pubspec.yaml": "name: top\nworkspace: [core]\ndependencies: {http: ^1.2.0, path: '>=1.8.0 <2.0.0', # no: 1.0.0\n  own: {hosted: {name: own, url: https://host.example},\n    version: \"^2.0.0\"}, core: any}\nname_of: {no: 1.0.0}\n",
+         "core/pubspec.yaml": "name: core\ndependencies:\n  far: {hosted: https://host.example, version: ^3.0.0} # why\n  near: {version: '4.0.0', path: ../near}\n  side: {path: ../side}\ndev_dependencies: {}\n"},
+        {"http": "^1.2.0", "path": ">=1.8.0 <2.0.0", "own": "^2.0.0", "far": "^3.0.0", "near": "4.0.0", "side": ""},
+    ),
     "melos' packages": (
         {"pubspec.yaml": "name: top\ndependencies:\n  melos: ^6.0.0\n", "melos.yaml": "name: top\npackages:\n  - 'packages/**'\n",
          "packages/a/b/pubspec.yaml": "name: b\ndependencies:\n  http: ^1.2.0\n"},
@@ -904,7 +909,8 @@ SLOW: Contents = {
     "settings.gradle": "include " + "':a', " * (N // 6) + "\ninclude" + " (" * N + "project('a').projectDir = " + " new" * (N // 4)
     + "a{" * N + "a { from(" * (N // 9) + "a" * N + "create('a') { from (" + "a." * N,
     "go.work": "use (\n" + "./a\n" * (N // 4) + "(" * N,
-    "pubspec.yaml": "dependencies:\n" + " " * N + "\n" + "  a: # \n" * (N // 8) + "workspace:\n" + "- **\n" * 100_000,
+    "pubspec.yaml": "dependencies:\n" + " " * N + "\n" + "  a: # \n" * (N // 8) + "workspace:\n" + "- **\n" * 100_000
+    + "dev_dependencies: {" + "a" * N + "{ a: '" * (N // 6) + " # " * N + "{" * N,
     "build.sbt": '"a" %' + " " * N + "val a" * N + "val a = (" * (N // 9) + 'file("' * (N // 6) + '"' * N + "/*" * N,
     "Package.swift": ".package(" + " " * N + ".package(url: \"" * (N // 15) + "/*" * N,
     "mix.exs": "defp deps\n" * 50_000 + "{:a," + " " * N + "{:a" * N,

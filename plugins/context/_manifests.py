@@ -165,7 +165,8 @@ def pubspec_dependencies(file: File) -> Versions:
     def read(package: File) -> None:
         text = package.text()
         names.update(re.findall(r"(?m)^name:[ \t]*[\"']?(\w+)", text))
-        found.extend(pubspec_block(yaml_block(text, f"{kind}dependencies")) for kind in ("", "dev_"))
+        for key in ("dependencies", "dev_dependencies"):
+            found.append(pubspec_block(yaml_block(text, key) or lines_of_braces(text, key)))
 
     read(file)
     melos = file.files.parsed("melos.yaml", lambda melos: yaml_list(melos.text(), "packages"))
@@ -181,11 +182,35 @@ def pubspec_block(lines: list[str]) -> Versions:
         depth = depth or indent
         version = unquoted(re.split(r"(?:^|\s)#", value, maxsplit=1)[0].strip())
         if indent == depth:
-            last = name
+            last, inside = name, IN_BRACES.search(version)
+            version = unquoted(inside[1].strip()) if inside else version
             found[name] = "" if version.startswith("{") else version
         elif name == "version" and last:
             found[last] = version
     return found
+
+
+IN_BRACES = late_pattern(
+    r"""^\{(?:.{0,500}[\s,{])??version:[ \t]{1,9}("[^"\n]{0,99}"|'[^'\n]{0,99}'|[^{},"'\n]{0,99})"""
+)
+
+
+def lines_of_braces(text: str, key: str) -> list[str]:
+    """The lines that what stands in braces after ``key``, at the top of a YAML text, would have without them."""
+    begin, lines, depth = re.search(rf"(?m)^{key}:[ \t]*(?=\{{)", text), list[str](), 0
+    for part in FLOW.findall(text, begin.end()) if begin else ():
+        if part in "{}":
+            depth += 1 if part == "{" else -1
+            if not depth:
+                break
+        elif part[0] != "#":
+            lines.append("  " * depth + part)
+    return lines
+
+
+FLOW = late_pattern(
+    r"""[{}]|(?<!\S)#[^\n]*+|(?<![\w.+-])\w++:(?!\S)[ \t]*+(?:"[^"\n]{0,99}"|'[^'\n]{0,99}'|[^{},"'\n]*+)"""
+)
 
 
 # -- Scala and Swift

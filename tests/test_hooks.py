@@ -1564,6 +1564,19 @@ def test_the_example_of_every_hook_has_all_its_arguments() -> None:
         assert list(shown) == list(wanted)[1:], name
 
 
+def test_the_manual_of_hooks_has_every_argument_and_the_fields_of_what_hooks_get(tmp_path: Path) -> None:
+    printed = run("plugins", "--hooks", cwd=tmp_path).stdout
+    for name, spec in Hooks.SPECS.items():
+        (line,) = (line for line in printed.splitlines() if line.startswith(f"{name}("))
+        assert all(f"{each}: " in line for each in list(inspect.signature(spec).parameters)[1:]), line
+    for kind in (cco_sidecar.Claims, cco_sidecar.ContextRequest, cco_sidecar.NextAgent, cco_sidecar.AgentLaunch):
+        fields = printed.partition(f"\n{kind.__name__}: ")[2].partition("\n\n")[0]
+        assert [line.partition(":")[0].strip() for line in fields.splitlines()[1:]] == [*kind.__struct_fields__], kind
+    assert "\nPriority: One of high, medium, low.\n" in printed
+    listed = json.loads(run("plugins", "--hooks", "--format", "json", cwd=tmp_path).stdout)
+    assert [row["hook"] for row in listed["hooks"]] == [*Hooks.SPECS]
+
+
 def test_of_two_plugins_with_one_name_the_second_is_named_and_skipped(tmp_path: Path) -> None:
     hooks = Hooks([])
     first = write_plugins(tmp_path / "first", {"twin": "@hookimpl\ndef startup(info):\n    return 'first'"})

@@ -145,6 +145,8 @@ def test_a_configured_host_is_answered(make_service: Callable[..., Service]) -> 
         ("http://[::1]:8080", (), True),
         ("vscode-webview://0abc123", (), True),
         ("vscode-file://vscode-app", (), True),
+        ("chrome-extension://abcdef", ("chrome-extension://abcdef",), True),
+        ("chrome-extension://abcdee", ("chrome-extension://abcdef",), False),
         ("null", (), False),
         ("", (), False),
         ("http://", (), False),

@@ -155,6 +155,8 @@ def command_plugins(options: argparse.Namespace) -> int:
     from cco_sidecar_plugins.commands._client import loaded_plugins
     from cco_sidecar_plugins.commands._printing import show
 
+    if options.hooks:
+        return show_hooks(options)
     found, whose = loaded_plugins(options, files_too=True)
     rows = [
         {
@@ -168,6 +170,17 @@ def command_plugins(options: argparse.Namespace) -> int:
     show(options, {"of": whose, "plugins": rows}, "plugins")
     if options.format == "table":
         print(f"(the plugins {whose})")
+    return GOOD
+
+
+def show_hooks(options: argparse.Namespace) -> int:
+    from cco_sidecar_plugins.commands._hook_manual import manual, print_manual
+    from cco_sidecar_plugins.commands._printing import show
+
+    told = manual()
+    if options.format != "table":
+        return show(options, told, "hooks")
+    print_manual(told)
     return GOOD
 
 
@@ -195,6 +208,8 @@ def new_parser(words: Sequence[str] = ()) -> CommandParser:
         command = commands.add_parser(name, help=row.help, description=row.help, parents=shown)
         if name == "token":
             add_token_options(command)
+        if name == "plugins":
+            command.add_argument("--hooks", action="store_true", help="what plugins can do: each hook, its arguments")
         settle(command, row, commands)
     return parser
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cco_sidecar import import_file
-from tests.benchmarks import percentile, row, table
+from tests.benchmarks import compare, percentile, row, table
 from tests.benchmarks.__main__ import DECIDING, IN_FULL, MODULES, in_full, in_readme, main
 from tests.benchmarks.pictures import FOLDER, apart, draw
 from tests.benchmarks.servers import PROBE, ROOT, running_all
@@ -159,6 +159,20 @@ def test_the_limit_answers_the_same_bytes_and_the_event_loop_is_looked_at(tmp_pa
             assert run(repeated(bare.port, exchange.limit, exchange.status, 0.02, 2)) > 0
             assert run(repeated(sidecar.port, exchange.request, exchange.status, 0.02, 2)) > 0
             assert sidecar.held(end=True) and not sidecar.held(end=True)
+
+
+def test_the_processor_time_of_a_request_in_one_checkout_stands_beside_that_in_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (other := tmp_path / "other").mkdir()
+    for name in ("cco_sidecar.py", "plugins"):
+        (other / name).symlink_to(ROOT / name)
+    words = ["--only", "GET /health", "--only", "POST an event", "--rounds", "1", "--seconds", "0.1"]
+    assert compare.main([*words, "--no-fast", str(ROOT), str(other)]) == 0
+    found = figures_in(capsys.readouterr().out + "\n\n")
+    assert list(found) == [f"{name}: {place}" for name in ("GET /health", "POST an event") for place in (ROOT, other)]
+    for one, another in zip(*[iter(found.values())] * 2, strict=True):
+        assert one[0].endswith(" µs") and another[1] == f"{one[0]} ({ROOT})" and float(another[2]) > 0
 
 
 @pytest.mark.parametrize(("starved", "least", "most"), [(0.0, 4_999, math.inf), (2.0, 2_999, math.inf), (1e6, 0, 0)])

@@ -1212,7 +1212,7 @@ class Endpoint(Handler):
     holds_token: ClassVar[bool] = False  # in the answer: no plugin compresses or keeps it
     heeds_keys: ClassVar[bool] = False  # a repeat with the same Idempotency-Key is not done again
     aside: ClassVar[bool] = False  # sent by an agent's program unasked: not limited
-    ANSWER_SECONDS: ClassVar[float | None] = 150.0  # the last limit for all that an answer waits for
+    ANSWER_SECONDS: float | None = 150.0  # the last limit for all that an answer waits for
 
     respond: Callable[..., Awaitable[Any]]
     given: dict[str, Any] | None = None  # the body, once it is known to be about the token's project

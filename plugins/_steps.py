@@ -12,15 +12,6 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 
-def begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
-    """Do as much of ``work`` as needs no waiting; the task of the rest. Nothing before that may need a task."""
-    try:
-        waiting = work.send(None)
-    except StopIteration:
-        return None
-    return asyncio.get_running_loop().create_task(go_on(work, waiting))
-
-
 async def go_on(work: Coroutine[Any, Any, Any], waiting: Any) -> Any:
     """What is left of a coroutine whose first step was made, and gave what it waits for."""
     return await rest_of(work, waiting)
@@ -39,3 +30,14 @@ def rest_of(work: Coroutine[Any, Any, Any], waiting: Any) -> Generator[Any, None
             waiting = step()
         except StopIteration as done:
             return done.value
+
+
+def begin(
+    work: Coroutine[Any, Any, None], rest: Callable[..., Coroutine[Any, Any, None]] = go_on
+) -> asyncio.Task[None] | None:
+    """Do as much of ``work`` as needs no waiting; the task of the rest. Nothing before that may need a task."""
+    try:
+        waiting = work.send(None)
+    except StopIteration:
+        return None
+    return asyncio.get_running_loop().create_task(rest(work, waiting))

@@ -18,12 +18,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
-from conftest import Service, plugin, until
+from conftest import Service, make_repository, plugin, until
 from test_http2 import Running, certificate, loop_factory, wait_for  # noqa: F401 - fixtures
 from tornado import httputil
 
-from cco_sidecar import ApiError, Application, GetHealth, GetStatus, Pool, Server, Sidecar, load_hooks, load_settings
+from cco_sidecar import (
+    ERRORS,
+    ApiError,
+    Application,
+    Contexts,
+    GetContext,
+    GetHealth,
+    GetStatus,
+    Pool,
+    Server,
+    Sidecar,
+    load_hooks,
+    load_settings,
+)
 
 framing = plugin("_framing")
 HEAD = b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
@@ -400,13 +414,12 @@ def test_no_time_limit_begins_in_the_task_of_a_connection(limit: float | None, i
     """Which it would end. Tornado's connections have one, and so has TLS where a long head is served."""
     done: list[str] = []
 
-    def answered(values: list[bytes]) -> bool:
+    def begin(path: list[str]) -> None:
         done.append("answered")
-        return True
 
     async def finish() -> None:
         delegate = plugin("ready").ReadyDelegate(SimpleNamespace(gathered=plugin("_turn").Gathered()), None, None)
-        delegate._handler = SimpleNamespace(in_place=True, ANSWER_SECONDS=limit, answered=answered)
+        delegate._handler = SimpleNamespace(in_place=True, ANSWER_SECONDS=limit, begin=begin)
         delegate._values = []
 
         def end() -> None:
@@ -419,6 +432,34 @@ def test_no_time_limit_begins_in_the_task_of_a_connection(limit: float | None, i
 
     asyncio.run(finish())
     assert done == said
+
+
+@pytest.mark.parametrize("no_fast", [False, True])
+def test_a_context_that_is_begun_in_place_and_takes_too_long_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fast: bool
+) -> None:
+    """And so is the next one; what does not wait is answered beside it."""
+
+    async def never(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def answers() -> list[tuple[int, str]]:
+        flags = {"root": str(make_repository(tmp_path / "repository")), "storage": str(tmp_path / "storage"), "port": 0}
+        settings = load_settings(flags | {"no_fast": no_fast}, {})
+        async with Sidecar(settings, load_hooks(settings)) as sidecar:
+            token = {"Authorization": f"Bearer {sidecar.tokens.mint('reader', 'chief-architect')}"}
+
+            def ask(path: str) -> tuple[int, str]:
+                answer = httpx.get(sidecar.info.url + path, headers=token, trust_env=False, timeout=30)
+                return answer.status_code, answer.json().get("code") or answer.json()["status"]
+
+            contexts = ["/api/context/issue-1/chief-architect"] * 2
+            return [await asyncio.to_thread(ask, path) for path in [*contexts, "/health"]]
+
+    monkeypatch.setattr(GetContext, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(Contexts, "made", never)
+    refused = (ERRORS["CTX_001"][0], "CTX_001")
+    assert asyncio.run(answers()) == [refused, refused, (200, "healthy")]
 
 
 def test_what_health_measures_is_shared_while_all_is_well() -> None:

@@ -13,7 +13,6 @@ import typing
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
 
-import msgspec
 from tornado import httputil, web
 
 import cco_sidecar
@@ -105,22 +104,24 @@ class ReadyDelegate(httputil.HTTPMessageDelegate):
         self._handler.data_received(chunk)
 
     def finish(self) -> None:
-        if self._task or not self._handler.in_place:
-            self._go_on()
-        elif self._handler.ANSWER_SECONDS is None or asyncio.current_task() is None:
-            self._answer()
-        else:  # in the task of a connection, which a time limit of what is begun in it would end
-            self._server.gathered.do_soon(self._answer)
-
-    def _answer(self) -> None:
-        if not self._handler.answered(self._values):
-            self._go_on()
-
-    def _go_on(self) -> None:
         if self._ended and not self._ended.done():
             self._ended.set_result(None)
-        if not self._task:
+        if self._task:
+            return
+        if not self._handler.in_place:
             self._run()
+        elif self._handler.ANSWER_SECONDS is None or asyncio.current_task() is None:
+            self._begin()
+        else:  # in the task of a connection, which a time limit of what is begun in it would end
+            self._server.gathered.do_soon(self._begin)
+
+    def _begin(self) -> None:
+        try:
+            path = [value.decode() for value in self._values]
+        except UnicodeDecodeError:
+            self._run()  # Tornado refuses it
+        else:
+            self._task = self._handler.begin(path)
 
     def on_connection_close(self) -> None:
         if self._handler:
@@ -133,78 +134,34 @@ class ReadyEndpoint(ShortAnswer):
     OURS = frozenset(kind.__module__.partition(".")[0] for kind in (object, web.RequestHandler, Endpoint, ShortAnswer))
 
     shared: ClassVar[SharedChecks]
-    in_place: ClassVar[bool] = False  # may be answered so: what it waits for is often there
-    asked = False  # path and query are known
-    content: bytes | None = None  # the answer
-    sending: asyncio.Task[None] | None = None
+    in_place: ClassVar[bool] = False  # what it waits for is often there
 
     def __init_subclass__(cls) -> None:
         """What somebody else's plugin changes of an endpoint may need a task."""
         ours = all(kind.__module__.partition(".")[0] in cls.OURS for kind in cls.__mro__)
         cls.in_place = ours and issubclass(cls, (cco_sidecar.GetHealth, GetContext))
 
-    def answered(self, values: list[bytes]) -> bool:
-        """Whether the request is answered; else it is served in a task, which goes on with what was begun here."""
-        if not self.in_place or self.request.method != "GET":
-            return False
+    def begin(self, path: list[str]) -> asyncio.Task[None] | None:
+        """Do as much as needs no waiting; the task of the rest, which has the time limit."""
+        self.ANSWER_SECONDS = None  # asyncio's limits need a task
+        self.path_args, self._transforms = path, [kind(self.request) for kind in self.application.transforms]
+        return begin(self._work(path), self._go_on)
+
+    async def _work(self, path: list[str]) -> None:
         try:
-            path = tuple(map(bytes.decode, values))
-        except UnicodeDecodeError:
-            return False
-        content = self._content(path)
-        if content is None:
-            return False
-        self.content, self.path_args = content, list(path)
-        self._transforms = [transform(self.request) for transform in self.application.transforms]
-        self.sending = begin(self._serve(*path))
-        return True
+            await self.prepare()
+            await self._serve(*path)
+        except Exception as error:  # a boundary: as Tornado's
+            self._handle_request_exception(error)
 
-    def _content(self, path: tuple[str, ...]) -> bytes | None:
-        """The answer; None where it has to be waited for, or is a refusal."""
-        if self._begun("prepare") is UNFINISHED:
-            return None
-        answer = UNFINISHED
-        if not self.error:
-            try:
-                self._read_path_and_query(path)
-                self.asked = True
-                answer = self._begun("work", path)
-            except ApiError as error:
-                self.error = error
-        if answer is UNFINISHED:
-            setattr(self, "prepare", lambda: None)  # noqa: B010 - it is done
-            return None
-        return answer if isinstance(answer, bytes) else msgspec.json.encode(answer)
-
-    def _begun(self, name: str, *arguments: Any) -> Any:
-        """What a method returns; UNFINISHED where it waits, or fails: who calls it next goes on with that."""
-        work = getattr(self, name)(*arguments)
+    async def _go_on(self, work: Coroutine[Any, Any, None], waiting: Any) -> None:
         try:
-            waiting = work.send(None)
-        except StopIteration as done:
-            return done.value
-        except Exception as error:  # a boundary: of the endpoint, which deals with it
-            self._replace(name, failed(error))
-        else:
-            self._replace(name, go_on(work, waiting))
-        return UNFINISHED
-
-    def _replace(self, name: str, rest: Coroutine[Any, Any, Any]) -> None:
-        """Let the next call of a method be ``rest``."""
-
-        def method(*_: Any) -> Coroutine[Any, Any, Any]:
-            delattr(self, name)
-            return rest
-
-        setattr(self, name, method)
-
-    def _read_path_and_query(self, path: tuple[str, ...]) -> None:
-        if not self.asked:
-            super()._read_path_and_query(path)
-
-    async def _answer(self, path: tuple[str, ...]) -> None:
-        content, self.content = self.content, None
-        await (super()._answer(path) if content is None else self.send(content))
+            async with asyncio.timeout(type(self).ANSWER_SECONDS):
+                await go_on(work, waiting)
+        except TimeoutError as error:
+            if self._headers_written:  # the client does not read
+                return self.close()
+            await self.send(self.error_content(self._unexpected(error)))
 
     def _unexpected(self, error: Exception) -> ApiError:
         if isinstance(error, StorageError):
@@ -232,10 +189,3 @@ class SharedChecks(Shared[dict[str, Any]]):
         if not checks["storage"] == checks["event_bus"] == "healthy":
             self.until = 0.0
         return checks
-
-
-UNFINISHED = object()
-
-
-async def failed(error: Exception) -> None:
-    raise error

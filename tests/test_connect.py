@@ -283,6 +283,46 @@ def test_what_work_trees_share_stays_until_the_last_of_them_is_disconnected(desk
     assert (first.files() | second.files(), exclude.read_text()) == before
 
 
+@pytest.mark.parametrize("kind", ["by git", "by hand", "and another is connected after that"])
+def test_what_a_removed_work_tree_left_goes_with_the_next_disconnect(desk: Desk, kind: str) -> None:
+    """Its lines of git's info/exclude and claude's entry; no other repository's notes matter, whatever they hold."""
+    (desk.home / ".claude.json").write_text('{"theme": "dark"}')
+    elsewhere = desk.home.parent / "state/cco-sidecar/other-0123456789ab"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "connections.json").write_text("{")
+    before, side = desk.files(), desk.linked("side")
+    for program in ("claude", "codex", "copilot"):
+        side.cco("connect", program, "--write")
+    if kind == "by git":
+        git(desk.root, "worktree", "remove", "--force", str(side.root))
+    else:
+        shutil.rmtree(side.root)
+    if kind == "and another is connected after that":
+        desk.cco("connect", "claude", "--write")
+    assert desk.files() != before
+    told = desk.cco("disconnect")
+    assert told.count("what a work tree that was removed had left is gone") == 3 and desk.files() == before
+    assert "No program is connected" in desk.cco("disconnect")
+
+
+@pytest.mark.parametrize("program", ["claude", "codex", "opencode"])
+def test_git_is_asked_once_for_the_work_trees_and_a_file_of_its_own_that_was_not_there_goes_again(
+    desk: Desk, program: str
+) -> None:
+    (desk.root / ".git/info/exclude").unlink()
+    before, asked = desk.files(), desk.home.parent / "asked"
+    (desk.home.parent / "bin").mkdir()
+    shim = desk.home.parent / "bin/git"
+    shim.write_text(f'#!/bin/sh\necho "$@" >> {asked}\nexec {shutil.which("git")} "$@"\n')
+    shim.chmod(0o755)
+    desk.env["PATH"] = f"{shim.parent}:{desk.env['PATH']}"
+    for words in (["connect", program, "--write"], ["disconnect", program]):
+        asked.write_text("")
+        desk.cco(*words)
+        assert asked.read_text().count("worktree list") == 1
+    assert desk.files() == before
+
+
 def test_a_session_of_claude_speaks_with_the_service_of_its_work_tree_or_else_of_the_one_that_was_connected(
     desk: Desk, make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,16 +134,16 @@ def own_words() -> list[str]:
     return [sys.executable, script] if script.endswith(".py") or not os.access(script, os.X_OK) else [script]
 
 
-def wanted(program: str, settings: Settings) -> list[tuple[str, Addition]]:
-    """(file, what is added to it) for a program's sessions in this repository."""
-    row, root, tree = PROGRAMS[program], str(settings.root), shared_root(settings.root)
+def wanted(program: str, settings: Settings, trees: list[Path]) -> list[tuple[str, Addition]]:
+    """(file, what is added to it) for a program's sessions in this repository, which has these work trees."""
+    row, root, tree = PROGRAMS[program], str(settings.root), shared_root(settings.root, trees)
     place = server = ["--root", root]
     moved = settings.storage != default_storage(settings.root, settings.project)
     if moved or os.environ.get("XDG_STATE_HOME"):  # codex starts servers without that
         place = [*place, "--storage", str(settings.storage)]
     if "{tree}" not in row.path or moved:
         server = place
-    elif settings.root in work_trees(tree)[1:]:  # the bridge finds the tree of each session
+    elif settings.root in trees[1:]:  # the bridge finds the tree of each session
         server = ["--root", str(tree)]
     file = next((name for name in row.files if on_disk(settings.root, name).exists()), row.files[-1])
     path = tuple(str(tree) if key == "{tree}" else key for key in row.path)
@@ -156,11 +156,11 @@ def wanted(program: str, settings: Settings) -> list[tuple[str, Addition]]:
     return found
 
 
-def shared_root(root: Path) -> Path:
+def shared_root(root: Path, trees: list[Path]) -> Path:
     """Where claude keeps what is of a repository: the top of the work tree around ``root``, but for a linked one the
     first that git lists. Blocks.
     """
-    top, trees = discover_root(root), work_trees(root)
+    top = discover_root(root)
     return trees[0] if top in trees[1:] else top
 
 
@@ -188,7 +188,7 @@ def on_disk(root: Path, name: str) -> Path:
 
 class Written(Struct):
     """What connect did to a file: the whole text where it made it, else the pieces that it put in. ``exclude`` is its
-    line in git's info/exclude, ``folders`` those that it made.
+    line in git's info/exclude, ``folders`` those that it made, ``tree`` the root and ``repository`` git's folder.
     """
 
     name: str
@@ -197,6 +197,8 @@ class Written(Struct):
     made: str | None = None
     exclude: str = ""
     folders: list[str] = []
+    tree: str = ""
+    repository: str = ""
 
     def as_additions(self) -> list[Addition]:
         return [(tuple(path), value) for path, value in self.additions]
@@ -217,20 +219,41 @@ class Notes:
                 raise StartError(f"{self._path} cannot be read: {one_line(error)}") from None
 
     @classmethod
-    def of_other_trees(cls, settings: Settings, program: str = "") -> list[tuple[Path, Written]]:
+    def of_other_trees(cls, settings: Settings, trees: list[Path], program: str = "") -> list[tuple[Path, Written]]:
         """(root, what was written) of the repository's other work trees, which share git's info/exclude and what a
         program keeps for the repository; of one program or of all. Raises StartError. Blocks.
         """
         found = []
-        for root in work_trees(settings.root):
+        for root in trees:
             places = default_storage(root, "").parent.glob(f"*{default_storage(root, '').name}")
             for storage in places if root != settings.root and root.is_dir() else ():
                 known = cls(storage).by_program
                 found += [(root, row) for name in known if program in ("", name) for row in known[name]]
         return found
 
+    @classmethod
+    def of_removed_trees(cls, settings: Settings) -> list[Notes]:
+        """Those of work trees of the repository that are gone without a disconnect. Blocks."""
+        found, repository = [], repository_of(settings.root)
+        for file in default_storage(settings.root, "").parent.glob(f"*/{cls.FILE}") if repository else ():
+            with contextlib.suppress(StartError):  # most are of other repositories, and no matter of ours
+                notes = cls(file.parent)
+                if any(row.repository == repository and not os.path.isdir(row.tree) for row in notes.rows()):
+                    found.append(notes)
+        return found
+
+    def rows(self, program: str = "") -> list[Written]:
+        """What was written for one program or for all."""
+        return [row for name, rows in self.by_program.items() if program in ("", name) for row in rows]
+
     def save(self) -> None:
         write_file(self._path, msgspec.json.format(msgspec.json.encode(self.by_program)))
+
+
+def repository_of(root: Path) -> str:
+    """Git's folder, which all work trees of a repository share; "" outside of git. Blocks."""
+    found = run_git(root, "rev-parse", "--git-common-dir") if shutil.which("git") else None
+    return os.path.realpath(root / os.fsdecode(found.removesuffix(b"\n"))) if found else ""
 
 
 @contextlib.contextmanager
@@ -282,14 +305,18 @@ def read(settings: Settings, name: str) -> tuple[Path, str | None]:
         raise NotEditable(error.strerror if isinstance(error, OSError) else "it is not UTF-8") from None
 
 
-def connecting(settings: Settings, program: str, notes: list[Written]) -> list[Change]:
+def connecting(settings: Settings, program: str, notes: list[Written], trees: list[Path]) -> list[Change]:
     """The changes that connect a program, from whatever an earlier connection left. Raises StartError."""
-    changes = {change.name: change for change in disconnecting(settings, program, notes)}
-    for name, addition in wanted(program, settings):
+    additions, repository = wanted(program, settings, trees), repository_of(settings.root)
+    changes = {change.name: change for change in disconnecting(settings, notes, additions)}
+    for name, addition in additions:
         try:
             path, text = read(settings, name)
             change = changes.setdefault(name, Change(name, path, text, text))
-            note = change.note = change.note or Written(name, [], folders=missing_folders(settings.root, path))
+            if not change.note:
+                folders = missing_folders(settings.root, path)
+                change.note = Written(name, [], folders=folders, tree=str(settings.root), repository=repository)
+            note = change.note
             note.additions.append((list(addition[0]), addition[1]))
             if change.after is None:
                 note.made = ""
@@ -304,10 +331,10 @@ def connecting(settings: Settings, program: str, notes: list[Written]) -> list[C
     return list(changes.values())
 
 
-def disconnecting(settings: Settings, program: str, notes: list[Written]) -> list[Change]:
-    """The changes that take away what was written. Raises StartError."""
+def disconnecting(settings: Settings, notes: list[Written], additions: list[tuple[str, Addition]]) -> list[Change]:
+    """The changes that take away what was written, and those ``additions`` that nobody noted. Raises StartError."""
     known = {note.name: note for note in notes}
-    unknown = [(name, addition) for name, addition in wanted(program, settings) if name not in known]
+    unknown = [(name, addition) for name, addition in additions if name not in known]
     changes = []
     for name in dict.fromkeys([*known, *(name for name, _ in unknown)]):
         try:
@@ -390,6 +417,9 @@ def set_excluded(settings: Settings, add: list[str], remove: list[str]) -> None:
     for line in add:
         if line not in text.split("\n"):
             text = f"{text}{line}\n" if not text or text.endswith("\n") else f"{text}\n{line}"
+    if not text:  # we made it: that of a repository begins with comments
+        path.unlink(missing_ok=True)
+        return
     path.parent.mkdir(exist_ok=True)
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
     write_file(path, text.encode("utf-8", "surrogateescape"))
@@ -408,11 +438,12 @@ def command_connect(options: argparse.Namespace) -> int:
 
 
 def connect(options: argparse.Namespace, settings: Settings) -> int:
-    notes = Notes(settings.storage)
+    notes, trees = Notes(settings.storage), work_trees(settings.root)
     old = notes.by_program.get(options.program, [])
-    others = [row for _, row in Notes.of_other_trees(settings, options.program)]
+    others = [row for each in Notes.of_removed_trees(settings) for row in each.rows(options.program)]
+    others += [row for _, row in Notes.of_other_trees(settings, trees, options.program)]
     shared = [row for row in others if row.name[0] == "~" and row.name not in {own.name for own in old}]
-    changes = connecting(settings, options.program, [*old, *shared])
+    changes = connecting(settings, options.program, [*old, *shared], trees)
     print("".join(shown(settings, changes)), end="")
     real = [change for change in changes if change.after != change.before]
     new = [change.note for change in changes if change.note]
@@ -465,26 +496,34 @@ def command_disconnect(options: argparse.Namespace) -> int:
 
 
 def disconnect(options: argparse.Namespace, settings: Settings) -> int:
-    notes = Notes(settings.storage)
-    programs = [checked_program(options.program)] if options.program else list(notes.by_program)
-    excluded = {row.exclude for _, row in Notes.of_other_trees(settings)}
+    notes, trees, removed = Notes(settings.storage), work_trees(settings.root), Notes.of_removed_trees(settings)
+    known = dict.fromkeys(name for each in (notes, *removed) for name in each.by_program)
+    programs = [checked_program(options.program)] if options.program else list(known)
+    excluded = {row.exclude for _, row in Notes.of_other_trees(settings, trees)}
     for program in programs:
         old = notes.by_program.get(program, [])
-        users = {row.name: root for root, row in Notes.of_other_trees(settings, program) if row.name[0] == "~"}
-        changes = [change for change in disconnecting(settings, program, old) if change.name not in users]
+        gone = [row for each in removed for row in each.rows(program)]
+        users = {row.name: root for root, row in Notes.of_other_trees(settings, trees, program) if row.name[0] == "~"}
+        noted = [*(row for row in gone if row.name[0] == "~"), *old]
+        changes = disconnecting(settings, noted, wanted(program, settings, trees))
+        changes = [change for change in changes if change.name not in users]
         real = [change for change in changes if change.after != change.before]
         apply(settings, changes)
-        set_excluded(settings, [], [note.exclude for note in old if note.exclude and note.exclude not in excluded])
+        lines = [row.exclude for row in [*old, *gone] if row.exclude and row.exclude not in excluded]
+        set_excluded(settings, [], lines)
         for folder in [name for note in old for name in note.folders]:
             with contextlib.suppress(OSError):  # something else is in it, or it is gone
                 os.rmdir(folder)
-        if notes.by_program.pop(program, None) is not None:
-            notes.save()
+        for each in (notes, *removed):
+            if each.by_program.pop(program, None) is not None:
+                each.save()
         for change in real:
             print(harmless(f"{program}: {change.path}{' removed' if change.after is None else ' without it again'}"))
         for name, root in users.items():
             print(harmless(f"{program}: {name} stays as it is for {root}, another work tree of this repository."))
-        if not real and not users:
+        if gone:
+            print(f"{program}: what a work tree that was removed had left is gone.")
+        elif not real and not users:
             print(f"{program} is not connected.")
     if not programs:
         print("No program is connected.")
@@ -497,11 +536,13 @@ def findings(settings: Settings) -> dict[str, tuple[str, str]]:
         known = Notes(settings.storage).by_program
     except StartError as error:
         return {"connections": ("bad", str(error))}
-    found = {}
+    found, trees = {}, work_trees(settings.root)
     for program, notes in known.items():
         again = f"say `{own_command(settings)} connect {program} --write`"
         try:
-            changed = [change for change in connecting(settings, program, notes) if change.after != change.before]
+            changed = [
+                change for change in connecting(settings, program, notes, trees) if change.after != change.before
+            ]
             files = ", ".join(note.name for note in notes)
             told = ("note", f"{changed[0].name} no longer says what it should: {again}") if changed else ("good", files)
         except StartError as error:

@@ -353,6 +353,28 @@ def test_a_session_of_claude_speaks_with_the_service_of_its_work_tree_or_else_of
     assert "Stored as" in told_in(side) and count_of(main) == 3, "the killed one is still announced"
 
 
+def test_a_hook_of_codex_speaks_with_the_service_of_its_work_tree_or_else_of_the_one_that_was_connected(
+    desk: Desk, make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(desk.home))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    del desk.env["XDG_STATE_HOME"]
+    desk.cco("connect", "codex", "--write")
+    side = desk.linked("side")
+    (row,) = json.loads((desk.root / ".codex/hooks.json").read_text())["hooks"]["SessionStart"]
+    line = row["hooks"][0]["command"]
+    main = make_service(root=desk.root, storage=default_storage(desk.root, "greeter"))
+
+    def calls(tree: Desk) -> int:
+        given = json.dumps({"hook_event_name": "SessionStart", "session_id": "s", "cwd": str(tree.root)})
+        subprocess.run(line, shell=True, input=given, cwd=tree.root, env=desk.env, text=True, check=True)
+        return main.log.count(" POST /api/hooks/codex 200 ")
+
+    assert (calls(desk), calls(side)) == (1, 2)
+    own = make_service(root=side.root, storage=default_storage(side.root, "greeter"))
+    assert (calls(side), own.log.count(" POST /api/hooks/codex 200 "), calls(desk)) == (2, 1, 3)
+
+
 def test_what_the_user_wrote_meanwhile_stays_and_what_cannot_be_edited_is_refused(desk: Desk) -> None:
     for program in ("gemini", "codex"):
         desk.cco("connect", program, "--write")

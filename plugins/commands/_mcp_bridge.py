@@ -195,7 +195,7 @@ class Bridge:
 
 def for_own_tree(options: argparse.Namespace) -> argparse.Namespace:
     """The options for the work tree that the session works in, where a service runs for that or none for their root:
-    claude has one entry for all work trees of a repository.
+    claude has one entry for all work trees of a repository, and codex one set of hooks.
     """
     settings, own = settings_from(options), discover_root(Path.cwd())
     if own == settings.root or "storage" in settings.places or own not in work_trees(settings.root):

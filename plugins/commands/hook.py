@@ -22,7 +22,7 @@ import psutil
 from cco_sidecar import GOOD, READ, REFUSED, Settings, StartError, hookimpl, mint_token, own_command
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
-from cco_sidecar_plugins.commands._mcp_bridge import session_process, session_subject
+from cco_sidecar_plugins.commands._mcp_bridge import for_own_tree, session_process, session_subject
 from cco_sidecar_plugins.commands._running import with_secret
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number
 
@@ -66,6 +66,8 @@ def command_hook(options: argparse.Namespace) -> int:
         given = read_hook_input()
         event = options.event or str(given.get("hook_event_name", ""))
         patient = DIALECTS[options.program].moment(event) == "permission"
+        if options.program == "codex":  # which reads the hooks of the main work tree, also in a linked one
+            options = for_own_tree(options)
         client = SessionClient(options, given)
         path, query = f"/api/hooks/{options.program}", {"event": event}
         answer = client.call("POST", path, given, query=query, timeout=PATIENT if patient else 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import socket
 import subprocess
@@ -155,6 +156,30 @@ def test_what_is_too_much_for_one_answer_comes_with_the_next(service: Service, i
     assert all(len(text.encode()) <= 2000 for text in heard) and len(heard) > 3
     told = [line.partition("<")[2].partition(">")[0] for text in heard for line in text.splitlines()[1:]]
     assert told == [str(number) for number in range(20)]
+
+
+@pytest.mark.parametrize("number", [1, 9, 17])
+def test_what_comes_behind_large_events_of_others_is_heard_at_once(service: Service, issue: str, number: int) -> None:
+    session = user(service, issue_id=issue)
+    session.hears()
+    for _ in range(number):
+        service.client().publish("elsewhere", {"issue_id": f"{issue}-other", "text": "x" * 1_000_000})
+    service.client().publish("news", {"issue_id": issue})
+    assert "news by tester" in session.hears() and session.hears() == ""
+
+
+@pytest.mark.parametrize("lines", [1, 45, 179, 180, 181, 182, 183])
+def test_of_a_long_text_no_secret_is_told_that_its_cutting_divides(service: Service, issue: str, lines: int) -> None:
+    """What is before it may be a secret itself, of which little is left."""
+    session = user(service, issue_id=issue)
+    session.hears()
+    key = "\n".join(["-----BEGIN RSA PRIVATE KEY-----", *["A1b2" * 16] * lines, "-----END RSA PRIVATE KEY-----"])
+    text = " ".join([key, *["ghp_" + "b1" * 18] * 4, "c " * 20_000])
+    service.client().publish("news", {"issue_id": issue, "text": text})
+    service.client().store(issue=issue, decisions=[text])
+    heard = session.hears() + user(service).hears("SessionStart", source="startup")
+    assert "news by tester" in heard and f"on {issue}: success" in heard
+    assert not re.findall("A1b2|ghp|b1b1", heard)
 
 
 def test_parallel_hooks_of_a_session_tell_an_event_once_also_over_a_kill(service: Service, issue: str) -> None:

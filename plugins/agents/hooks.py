@@ -41,6 +41,7 @@ from cco_sidecar import (
     Poll,
     PositionKey,
     Route,
+    Row,
     Sidecar,
     WaitQuery,
     harmless,
@@ -57,6 +58,7 @@ from cco_sidecar_plugins.results._latest import latest_result
 
 NEWS_BYTES = 2000
 LINE = 240  # characters of an event's data
+CLEANED, LONGEST_SECRET = 12_000, 8_000  # characters; to look for secrets in a megabyte may take two seconds
 STEP = 500  # events that are looked at for one answer
 UNTOLD = ("agent_exited", "approval_answered", "question_answered")  # what others tell as well, or its asker hears
 FOR_PEOPLE = ("approval_wanted", "question_asked")  # nothing that an agent could answer
@@ -146,7 +148,7 @@ class CallHook(HookEndpoint):
         if moment is None:
             return b"{}"
         async with sessions.locks.setdefault(session.key, asyncio.Lock()):
-            text, poll = sessions.news(session)
+            text, poll = await sessions.news(session)
             await self.send(msgspec.json.encode(dialect.context(event, text) if text else {}))
             sessions.heard(poll)
         return b""
@@ -170,7 +172,7 @@ class WaitForNews(HookEndpoint):
             while True:
                 self.sidecar.tokens.check_revoked(self.claims.sub)
                 async with sessions.locks.setdefault(session.key, asyncio.Lock()):
-                    text, poll = ("", None) if over.done() else sessions.news(session)
+                    text, poll = ("", None) if over.done() else await sessions.news(session)
                     left = deadline - time.monotonic()
                     if text or over.done() or left <= 0:
                         self.parked = time.monotonic() - began
@@ -224,24 +226,33 @@ class Sessions:
                 raise ApiError("RATE_001", "This token has begun too many sessions", retry_after=3600)
             self.heard(Poll([], self._read.head(), key=session.key))
 
-    def news(self, session: Session) -> tuple[str, Poll]:
+    async def news(self, session: Session) -> tuple[str, Poll]:
         """What came since the session last heard of anything, and the poll that says so when it was told."""
         self.begin(session)
-        after, head = max(self._bus.position(session.key), self._read.floor()), self._read.head()
-        rows = self._read.events(session.claims.project_id, after, head, STEP, "*", None) if head > after else []
-        lines, told, size = [HEAD], [], len(HEAD)
-        scanned = rows[-1]["seq"] if rows else head
+        scanned, head = max(self._bus.position(session.key), self._read.floor()), self._read.head()
+        lines, told = list[str](), list[Row]()
+        while not told and scanned < head:  # large events come by few
+            rows = self._read.events(session.claims.project_id, scanned, head, STEP, "*", None)
+            lines, told, scanned = self._lines(session.claims, rows)
+            scanned = scanned or head
+            await asyncio.sleep(0)
+        return "\n".join([HEAD, *lines]) if told else "", Poll(told, scanned, key=session.key)
+
+    def _lines(self, claims: Claims, rows: list[Row]) -> tuple[list[str], list[Row], int]:
+        """The first of the events that concern the holder of ``claims`` as lines, these events, and up to which number
+        there is no other; 0 where there are no events.
+        """
+        lines, told, size = list[str](), list[Row](), len(HEAD)
         for row in rows:
-            line = self._line(session.claims, msgspec.json.decode(row["body"]))
+            line = self._line(claims, msgspec.json.decode(row["body"]))
             if line is None:
                 continue
             size += len(line.encode()) + 1
             if size > NEWS_BYTES:
-                scanned = row["seq"] - 1  # the rest comes with the next answer
-                break
+                return lines, told, row["seq"] - 1  # the rest comes with the next answer
             lines.append(line)
             told.append(row)
-        return "\n".join(lines) if told else "", Poll(told, scanned, key=session.key)
+        return lines, told, rows[-1]["seq"] if rows else 0
 
     def heard(self, poll: Poll | None) -> None:
         """What ``news`` gave was told."""
@@ -258,8 +269,7 @@ class Sessions:
         issue = claims.issue_id or (agent.row["issue"] if agent else None)
         if not Filter().within(issue).matches(KnownEvent(event)):
             return None
-        said = harmless(redact(msgspec.json.encode(data).decode())[0])
-        said = said if len(said) <= LINE else said[: LINE - 1] + "…"
+        said = beginning(msgspec.json.encode(data).decode(), LINE)
         return f"- {event['timestamp'][11:19]} {kind} by {harmless(event['publisher'])[:80]}: {said}"
 
     # -- waking an idle session
@@ -321,11 +331,11 @@ class Sessions:
         yield f"A team of coding agents works on this repository, through the sidecar at {self._agents.launcher.url}."
         for running in list(self._agents.active.values())[:10]:
             row = running.row
-            yield f"- {row['id']} ({row['state']}) works on {row['issue']}: {harmless(redact(row['task'])[0])[:120]}"
+            yield f"- {row['id']} ({row['state']}) works on {row['issue']}: {beginning(row['task'], 120)}"
         latest = "select body from result where project = ? order by seq desc limit 5"
         for row in reversed(self._read.rows(latest, claims.project_id)):
             stored = msgspec.json.decode(row["body"])
-            decisions = harmless(redact("; ".join(map(str, stored["result"].get("decisions") or [])))[0])[:160]
+            decisions = beginning("; ".join(map(str, stored["result"].get("decisions") or [])), 160)
             yield f"- {stored['agent_type']} on {stored['issue_id']}: {stored['result']['status']}. {decisions}"
         yield "`cco brief ISSUE TYPE` says what is known of an issue. Of what comes you hear at your next step."
 
@@ -389,6 +399,15 @@ def what_is_asked(given: HookInput) -> ApprovalRequest | None:
 
 
 PARTS: weakref.WeakKeyDictionary[Sidecar, Sessions] = weakref.WeakKeyDictionary()
+
+
+def beginning(text: str, most: int) -> str:
+    """The first ``most`` characters of a text, in a line and without secrets."""
+    said = redact(text[:CLEANED])[0]
+    if len(text) > CLEANED:
+        said = said[:-LONGEST_SECRET] + "…"  # one that is cut has no form
+    said = harmless(said)
+    return said if len(said) <= most else said[: most - 1] + "…"
 
 
 def sessions_of(sidecar: Sidecar) -> Sessions:

@@ -126,7 +126,8 @@ class Pom:
             ).strip() or inherited
         self.name = f"{self.properties['project.groupId']}:{self.artifact}"
         managed = self._artifacts("dependencyManagement/dependencies/dependency")
-        self.managed: Versions = merged((managed, parent.managed)) if parent else managed
+        inherits = parent.managed if parent else {}  # often thousands, of which most modules change none
+        self.managed: Versions = merged((managed, inherits)) if managed else inherits
 
     def dependencies(self) -> Versions:
         own = merged(map(self._artifacts, ("dependencies/dependency", "profiles/profile/dependencies/dependency")))

@@ -235,10 +235,24 @@ class Client:
     def store(
         self, agent_type: str = "python-specialist", status: str = "success", issue: str = "issue-1", **result: Any
     ) -> Any:
-        body = {"agent_id": f"{agent_type}-1", "agent_type": agent_type, "issue_id": issue, "project_id": PROJECT}
-        answer = self.post("/api/results", body | {"result": {"status": status, **result}})
+        answer = self.post("/api/results", body_of(issue, status, agent_type, **result))
         assert answer.status_code == 201, answer.text
         return answer.json()
+
+
+def body_of(
+    issue: str = "issue-1", status: str = "success", agent_type: str = "python-specialist", **result: Any
+) -> dict[str, Any]:
+    """A result as agents post it."""
+    who = {"agent_id": f"{agent_type}-1", "agent_type": agent_type, "issue_id": issue, "project_id": PROJECT}
+    return who | {"result": {"status": status, **result}}
+
+
+def good_claims(**change: Any) -> dict[str, Any]:
+    """The six claims of the reference, changed; None leaves one out."""
+    claims = {"sub": "someone", "agent_type": "chief-architect", "project_id": PROJECT, "permissions": ALL}
+    claims |= {"iat": int(time.time()), "exp": int(time.time()) + 3600} | change
+    return {name: value for name, value in claims.items() if value is not None}
 
 
 class Service:
@@ -292,15 +306,14 @@ class Service:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
+    def audit(self) -> list[dict[str, Any]]:
+        """The lines of its audit log."""
+        return [json.loads(line) for line in (self.storage / "audit.log").read_text().splitlines()]
+
     def token(self, agent_type: str = "chief-architect", **claims: Any) -> str:
         """A token with the six claims of the reference, signed with the storage's secret."""
-        now = int(time.time())
-        secret = (self.storage / "jwt.secret").read_text()
-        default = {"sub": f"{agent_type}-{uuid.uuid4().hex[:8]}", "agent_type": agent_type, "project_id": PROJECT}
-        default |= {"permissions": ALL, "iat": now, "exp": now + 3600}
-        return jwt.encode(
-            {name: value for name, value in (default | claims).items() if value is not None}, secret, algorithm="HS256"
-        )
+        who = {"sub": f"{agent_type}-{uuid.uuid4().hex[:8]}", "agent_type": agent_type}
+        return jwt.encode(good_claims(**who | claims), (self.storage / "jwt.secret").read_text(), algorithm="HS256")
 
     def client(self, agent_type: str = "chief-architect", **claims: Any) -> Client:
         return Client(self.url, self.token(agent_type, **claims))

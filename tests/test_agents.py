@@ -40,7 +40,7 @@ from agent_harness import (
     status,
     tree,
 )  # fmt: skip
-from conftest import PROJECT, Client, Service, git_alone, make_repository, plugin, until
+from conftest import PROJECT, Client, Service, body_of, git_alone, make_repository, plugin, until
 
 from cco_sidecar import Running, iso
 
@@ -164,15 +164,10 @@ def test_a_spawn_answers_for_a_process_that_runs(service: Service, architect: Cl
 def test_the_token_of_an_agent_speaks_only_for_it(service: Service, architect: Client, issue: str) -> None:
     spawned = spawn(architect, "hang", issue)
     agent = Client(service.url, spawned["jwt_token"])
-    body = {
-        "agent_id": spawned["agent_id"],
-        "agent_type": "python-specialist",
-        "issue_id": issue,
-        "project_id": PROJECT,
-    }
-    assert agent.post("/api/results", body | {"result": {"status": "success"}}).status_code == 201
+    body = body_of(issue) | {"agent_id": spawned["agent_id"]}
+    assert agent.post("/api/results", body).status_code == 201
     for wrong in ({"agent_id": "somebody-else"}, {"agent_type": "test-engineer"}):
-        answer = agent.post("/api/results", body | wrong | {"result": {"status": "success"}})
+        answer = agent.post("/api/results", body | wrong)
         assert (answer.status_code, answer.json()["code"]) == (403, "AUTH_003")
     answer = agent.post("/api/events/progress", {"publisher": "somebody-else", "topic": "t", "data": {}})
     assert (answer.status_code, answer.json()["code"]) == (403, "AUTH_003")

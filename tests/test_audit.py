@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 from agent_harness import COMMAND, spawn
-from conftest import PROJECT, ROOT, Client, Service, plugin, until
+from conftest import ROOT, Client, Service, body_of, plugin, until
 
 import cco_sidecar
 
@@ -141,28 +141,21 @@ def acted_on(service: Service, answer: requests.Response) -> dict[str, str]:
 
 
 def lines_of(service: Service, request_id: str) -> list[dict[str, Any]]:
-    written = (service.storage / "audit.log").read_text().splitlines()
-    return [line for line in map(json.loads, written) if line["request_id"] == request_id]
+    return [line for line in service.audit() if line["request_id"] == request_id]
 
 
 def test_what_was_stored_published_and_spawned_is_named(make_service: Any) -> None:
     service = make_service(*COMMAND, "--stop-agents")
     architect = service.client()
-    result = {
-        "agent_id": "a-1",
-        "agent_type": "python-specialist",
-        "issue_id": "issue-1",
-        "project_id": PROJECT,
-        "result": {"status": "success"},
-    }
     event = {"publisher": "tester", "topic": "test", "data": {"issue_id": "issue-2"}}
     asked = {"agent_type": "python-specialist", "issue_id": "issue-3", "task": "hang"}
     for headers in ({}, {"Idempotency-Key": str(uuid.uuid4())}):
         for _ in range(2):  # with the key the second one is a replay, which names the same
-            answer = architect.post("/api/results", result | {"id": "a field of the sender"}, headers=headers)
+            answer = architect.post("/api/results", body_of() | {"id": "a field of the sender"}, headers=headers)
             stored = answer.json()
             assert acted_on(service, answer) == {
-                "issue_id": "issue-1", "agent_id": "a-1", "result_id": stored["id"], "event_id": stored["event_id"],
+                "issue_id": "issue-1", "agent_id": "python-specialist-1",
+                "result_id": stored["id"], "event_id": stored["event_id"],
             }  # fmt: skip
             answer = architect.post("/api/events/noted", event, headers=headers)
             assert acted_on(service, answer) == {"issue_id": "issue-2", "event_id": answer.json()["event_id"]}
@@ -189,15 +182,9 @@ def test_what_was_ended_and_cleared_is_named(make_service: Any) -> None:
 
 def test_what_a_refused_request_was_about_is_named(service: Service, architect: Client) -> None:
     narrow = service.client(issue_id="issue-1")
-    body = {
-        "agent_id": "a-1",
-        "agent_type": "python-specialist",
-        "issue_id": "issue-2",
-        "project_id": PROJECT,
-        "result": {"status": "success"},
-    }
+    body = body_of("issue-2")
     for answer, named in (
-        (narrow.post("/api/results", body), {"issue_id": "issue-2", "agent_id": "a-1"}),
+        (narrow.post("/api/results", body), {"issue_id": "issue-2", "agent_id": "python-specialist-1"}),
         (architect.post("/api/results", body | {"project_id": "another"}), {}),
         (narrow.get("/api/context/issue-3/python-specialist"), {"issue_id": "issue-3"}),
         (architect.get("/api/results/result-unknown"), {"result_id": "result-unknown"}),

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import requests
 from chromium import Browser
-from conftest import PROJECT, Client, Service, make_repository, until
+from conftest import Client, Service, body_of, make_repository, until
 
 NAMES = "MAP evil.example 127.0.0.1, MAP localhost.evil.example 127.0.0.1, MAP app.example 127.0.0.1"
 
@@ -306,13 +306,7 @@ def test_a_friendly_page_can_use_the_interface(
     browser.open(f"{origin}:{pages}/")
     page, architect = PageClient(browser, guarded), PageClient(browser, guarded, "chief-architect")
     assert page("GET", "/health")[0] == page("GET", "/status")[0] == 200
-    stored = {
-        "agent_id": "page-1",
-        "agent_type": "python-specialist",
-        "issue_id": issue,
-        "project_id": PROJECT,
-        "result": {"status": "success"},
-    }
+    stored = body_of(issue) | {"agent_id": "page-1"}
     status, first, seen = page("POST", "/api/results", stored, Idempotency_Key=issue)
     assert status == 201 and "idempotent-replay" not in seen
     status, again, seen = page("POST", "/api/results", stored, Idempotency_Key=issue)

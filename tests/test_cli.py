@@ -31,6 +31,7 @@ from conftest import (
     PROJECT,
     ROOT,
     Service,
+    body_of,
     clean_environment,
     end_stragglers,
     every_command,
@@ -128,13 +129,7 @@ def cco(
 
 # -- every command in every format
 
-RESULT = {
-    "agent_id": "a-1",
-    "agent_type": "python-specialist",
-    "issue_id": "cli-1",
-    "project_id": PROJECT,
-    "result": {"status": "success"},
-}
+RESULT = body_of("cli-1")
 EXAMPLES = {  # what follows a command's name; {result} and {agent} are ids that exist
     "token": "--type python-specialist",
     "doctor": "",

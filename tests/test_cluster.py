@@ -22,7 +22,18 @@ from typing import Any
 import psutil
 import pytest
 from cluster import SECRET, Servers, Team, append, last_entry, servers, write, write_headers
-from conftest import MODULE, PROJECT, Client, Service, clean_environment, end_stragglers, make_repository, plugin, until
+from conftest import (
+    MODULE,
+    PROJECT,
+    Client,
+    Service,
+    body_of,
+    clean_environment,
+    end_stragglers,
+    make_repository,
+    plugin,
+    until,
+)
 from test_tls import make_pair
 
 PASSWORD = "not-to-be-told"
@@ -94,11 +105,6 @@ def parked(sidecar: Service, number: int) -> None:
 
 def keyed(client: Client, path: str, body: dict[str, Any], key: str) -> Any:
     return client.request("POST", path, json=body, headers={"Idempotency-Key": key})
-
-
-def body_of(issue: str, agent_type: str = "python-specialist", status: str = "success", **result: Any) -> Any:
-    body = {"agent_id": f"{agent_type}-1", "agent_type": agent_type, "issue_id": issue, "project_id": PROJECT}
-    return body | {"result": {"status": status, **result}}
 
 
 def listed(sidecar: Service, issue: str) -> list[str]:

@@ -20,19 +20,13 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import PROJECT, Client, Service, described, git, until
+from conftest import PROJECT, Client, Service, body_of, described, git, until
 
 import cco_sidecar
 
 ISO = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 MB = 1024 * 1024
-RESULT = {
-    "agent_id": "a-1",
-    "agent_type": "python-specialist",
-    "issue_id": "issue-1",
-    "project_id": PROJECT,
-    "result": {"status": "success"},
-}
+RESULT = body_of()
 EVENT = {"publisher": "tester", "topic": "test", "data": {}}
 SPAWN = {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "nothing"}
 

@@ -18,7 +18,17 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import MODULE, PROJECT, Client, Service, clean_environment, end_stragglers, make_repository, until
+from conftest import (
+    MODULE,
+    PROJECT,
+    Client,
+    Service,
+    body_of,
+    clean_environment,
+    end_stragglers,
+    make_repository,
+    until,
+)
 
 import cco_sidecar
 
@@ -546,14 +556,7 @@ def test_agent_list_groups_filters_and_limits(world: World, client: Client, issu
     }
     ids = [world.spawn(task, issue, agent_type) for task, agent_type in tasks.items()]
     until(lambda: [world.agent(agent_id)["state"] for agent_id in ids] == ["completed", "failed", "running", "failed"])
-    body = {
-        "agent_id": ids[0],
-        "agent_type": "python-specialist",
-        "issue_id": issue,
-        "project_id": PROJECT,
-        "result": {"status": "partial"},
-    }
-    assert client.post("/api/results", body).status_code == 201
+    assert client.post("/api/results", body_of(issue, "partial") | {"agent_id": ids[0]}).status_code == 201
     for words, wanted in {
         "": ids, "--status active": ids[2:3], "--status completed": ids[:1], "--status failed": [ids[1], ids[3]], "--type test-engineer": ids[2:],
         "--status failed --type test-engineer": ids[3:], "--state running": ids[2:3], "--limit 2": ids[2:], f"--since {ids[0]} --limit 1": ids[1:2],

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from conftest import PROJECT, ROOT, Client, Service, make_repository, until
+from conftest import ROOT, Client, Service, body_of, make_repository, until
 from fuzz_api import fuzz_api
 from fuzz_http import HttpFuzzer, start_service
 
@@ -75,14 +75,7 @@ def test_a_long_word_in_a_task_holds_nobody_up(unit: str) -> None:
 
 
 def test_a_result_with_no_time_of_its_own_is_as_the_document_says(service: Service, coder: Client) -> None:
-    body = {
-        "agent_id": "a-1",
-        "agent_type": "python-specialist",
-        "issue_id": "issue-1",
-        "project_id": PROJECT,
-        "result": {"status": "success"},
-    }
-    stored = coder.post("/api/results", body | {"timestamp": None}).json()
+    stored = coder.post("/api/results", body_of() | {"timestamp": None}).json()
     assert coder.get(f"/api/results/{stored['id']}").json()["timestamp"] is None
     schema = coder.get("/openapi.json").json()["components"]["schemas"]["StoredResult"]["properties"]["timestamp"]
     assert {"type": "null"} in schema["anyOf"]

@@ -9,18 +9,12 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from conftest import PROJECT, Client, Service, every_route, until
+from conftest import PROJECT, Client, Service, body_of, every_route, until
 
 MARK = "only-for-the-first-project"
 PUBLIC = {"/health", "/openapi.json"}
 EVENT = {"publisher": "tester", "topic": "test", "data": {"issue_id": "issue-1", "note": MARK}}
-RESULT = {
-    "project_id": PROJECT,
-    "agent_id": "a-1",
-    "agent_type": "python-specialist",
-    "issue_id": "issue-1",
-    "result": {"status": "success", "decisions": [MARK]},
-}
+RESULT = body_of(decisions=[MARK])
 SPAWN = {"agent_type": "python-specialist", "issue_id": "issue-1", "task": MARK}
 QUESTION = {"kind": "question", "text": MARK, "issue_id": "issue-1"}
 READING = {"name": "results", "arguments": {"issue_id": "issue-1"}}  # by a tool

@@ -11,7 +11,7 @@ from typing import Any
 
 import jwt
 import pytest
-from conftest import ALL, PROJECT, Client, Service, make_repository, plugin
+from conftest import Client, Service, good_claims, make_repository, plugin
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -35,19 +35,6 @@ def private(key: Any, form: PrivateFormat = PrivateFormat.PKCS8) -> bytes:
     return bytes(key.private_bytes(Encoding.PEM, form, NoEncryption()))
 
 
-def claims(**change: Any) -> dict[str, Any]:
-    now = int(time.time())
-    given = {
-        "sub": "someone",
-        "agent_type": "chief-architect",
-        "project_id": PROJECT,
-        "permissions": ALL,
-        "iat": now,
-        "exp": now + 3600,
-    }
-    return {name: value for name, value in (given | change).items() if value is not None}
-
-
 @pytest.fixture(scope="module", params=KEYS)
 def issuer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
     """A service that takes the tokens of an issuer, and the issuer's algorithm."""
@@ -68,8 +55,10 @@ def ask(service: Service, token: str, path: str = "/status") -> tuple[int, str |
 
 def test_tokens_of_the_issuer_and_our_own_are_good(issuer: tuple[Service, str]) -> None:
     service, algorithm = issuer
-    assert ask(service, jwt.encode(claims(), KEYS[algorithm], algorithm=algorithm)) == (200, None)
-    assert ask(service, jwt.encode(claims(), KEYS[algorithm], algorithm=algorithm, headers={"kid": "2026-01"})) == (
+    assert ask(service, jwt.encode(good_claims(), KEYS[algorithm], algorithm=algorithm)) == (200, None)
+    assert ask(
+        service, jwt.encode(good_claims(), KEYS[algorithm], algorithm=algorithm, headers={"kid": "2026-01"})
+    ) == (
         200,
         None,
     )
@@ -78,7 +67,7 @@ def test_tokens_of_the_issuer_and_our_own_are_good(issuer: tuple[Service, str]) 
 
 def by_hand(header: dict[str, Any], secret: bytes) -> str:
     """A token that is HS256 in truth, whatever its header says: PyJWT itself would not make it."""
-    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims())]
+    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, good_claims())]
     signature = hmac.new(secret, b".".join(parts), hashlib.sha256).digest()
     return b".".join([*parts, base64.urlsafe_b64encode(signature).rstrip(b"=")]).decode()
 
@@ -93,20 +82,20 @@ ATTACKS: dict[str, Callable[[str, Any], str]] = {
     "signed with the public key, named as ours": lambda algorithm, key: by_hand(
         {"alg": algorithm, "typ": "JWT"}, public(key)
     ),
-    "no algorithm": lambda algorithm, key: jwt.encode(claims(), None, algorithm="none"),
-    "no signature": lambda algorithm, key: jwt.encode(claims(), key, algorithm=algorithm).rpartition(".")[0] + ".",
+    "no algorithm": lambda algorithm, key: jwt.encode(good_claims(), None, algorithm="none"),
+    "no signature": lambda algorithm, key: jwt.encode(good_claims(), key, algorithm=algorithm).rpartition(".")[0] + ".",
     "edited": lambda algorithm, key: edited(
-        jwt.encode(claims(agent_type="documentation-expert"), key, algorithm=algorithm)
+        jwt.encode(good_claims(agent_type="documentation-expert"), key, algorithm=algorithm)
     ),
     "its key in the header": lambda algorithm, key: jwt.encode(
-        claims(),
+        good_claims(),
         KEYS2[algorithm],
         algorithm=algorithm,
         headers={"jwk": {"kty": "RSA"}, "x5c": ["MII"], "jku": "http://localhost/keys"},
     ),
-    "another key": lambda algorithm, key: jwt.encode(claims(), KEYS2[algorithm], algorithm=algorithm),
+    "another key": lambda algorithm, key: jwt.encode(good_claims(), KEYS2[algorithm], algorithm=algorithm),
     "a critical header": lambda algorithm, key: jwt.encode(
-        claims(), key, algorithm=algorithm, headers={"crit": ["x"], "x": 1}
+        good_claims(), key, algorithm=algorithm, headers={"crit": ["x"], "x": 1}
     ),
 }
 KEYS2: dict[str, Any] = {
@@ -117,21 +106,21 @@ KEYS2: dict[str, Any] = {
 for other, made in {"RS256": ("RS384", "RS512", "PS256"), "ES256": ()}.items():
     for name in made:
         ATTACKS[f"{name} with the right key"] = lambda algorithm, key, name=name, other=other: (
-            jwt.encode(claims(), key, algorithm=name) if algorithm == other else by_hand({"alg": name}, b"x")
+            jwt.encode(good_claims(), key, algorithm=name) if algorithm == other else by_hand({"alg": name}, b"x")
         )
 for name in ("sub", "agent_type", "project_id", "permissions", "exp", "iat"):
     ATTACKS[f"{name} missing"] = lambda algorithm, key, name=name: jwt.encode(
-        claims(**{name: None}), key, algorithm=algorithm
+        good_claims(**{name: None}), key, algorithm=algorithm
     )
 for name in KEYS:
     ATTACKS[f"{name} of a key that is not configured"] = lambda algorithm, key, name=name: jwt.encode(
-        claims(), KEYS2[name], algorithm=name
+        good_claims(), KEYS2[name], algorithm=name
     )
 
 
 def edited(token: str) -> str:
     header, _, signature = token.split(".")
-    return f"{header}.{base64.urlsafe_b64encode(json.dumps(claims()).encode()).rstrip(b'=').decode()}.{signature}"
+    return f"{header}.{base64.urlsafe_b64encode(json.dumps(good_claims()).encode()).rstrip(b'=').decode()}.{signature}"
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -144,7 +133,7 @@ def test_the_same_rules_hold_for_them(issuer: tuple[Service, str]) -> None:
     service, algorithm = issuer
 
     def token(**change: Any) -> str:
-        return jwt.encode(claims(**change), KEYS[algorithm], algorithm=algorithm)
+        return jwt.encode(good_claims(**change), KEYS[algorithm], algorithm=algorithm)
 
     assert ask(service, token(exp=1)) == (401, "AUTH_002")
     assert ask(service, token(project_id="another")) == (403, "AUTH_003")
@@ -159,7 +148,7 @@ def test_only_their_issuer_refreshes_them(issuer: tuple[Service, str]) -> None:
     service, algorithm = issuer
     for said in (None, False):  # whatever the token itself claims
         token = jwt.encode(
-            claims(exp=int(time.time()) + 100, issued_elsewhere=said), KEYS[algorithm], algorithm=algorithm
+            good_claims(exp=int(time.time()) + 100, issued_elsewhere=said), KEYS[algorithm], algorithm=algorithm
         )
         client = Client(service.url, token)
         assert "X-Refreshed-Token" not in client.get("/status").headers
@@ -169,7 +158,7 @@ def test_only_their_issuer_refreshes_them(issuer: tuple[Service, str]) -> None:
 
 def test_without_a_configured_key_no_foreign_token_is_good(service: Service) -> None:
     for algorithm, key in KEYS.items():
-        assert ask(service, jwt.encode(claims(), key, algorithm=algorithm)) == (401, "AUTH_001")
+        assert ask(service, jwt.encode(good_claims(), key, algorithm=algorithm)) == (401, "AUTH_001")
 
 
 # -- the key's file

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import requests
-from conftest import ALL, PROJECT, Client, Service, plugin, until
+from conftest import ALL, PROJECT, Client, Service, body_of, plugin, until
 
 import cco_sidecar
 from cco_sidecar import ApiError, Claims, RateLimits
@@ -332,17 +332,10 @@ def test_a_long_poll_costs_one_request(service: Service) -> None:
 
 def test_a_refused_request_does_no_work(service: Service, issue: str) -> None:
     client, architect = service.client("python-specialist"), service.client()
-    body = {
-        "agent_id": "a-1",
-        "agent_type": "python-specialist",
-        "issue_id": issue,
-        "project_id": PROJECT,
-        "result": {"status": "success"},
-    }
     event = {"publisher": "tester", "topic": "test", "data": {"issue_id": issue}}
-    stored, _ = use_up(client, "POST", "/api/results", body)
+    stored, _ = use_up(client, "POST", "/api/results", body_of(issue))
     published, _ = use_up(client, "POST", "/api/events/ping", event)
-    stored += use_up(client, "POST", "/api/results", body)[0]
+    stored += use_up(client, "POST", "/api/results", body_of(issue))[0]
     context = architect.get(f"/api/context/{issue}/test-engineer").json()["context"]
     assert len(context["previous_agent_outputs"]) == stored
     assert len(architect.wait("ping", filter=f"issue_id:{issue}", timeout=0)["events"]) == published

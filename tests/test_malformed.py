@@ -66,15 +66,11 @@ def check_refusal(service: Service, request: bytes, status: int, code: str) -> N
         "no-store",
         "cco-sidecar",
     )
-    lines = until(lambda: [line for line in audit(service) if line["request_id"] == body["request_id"]])
+    lines = until(lambda: [line for line in service.audit() if line["request_id"] == body["request_id"]])
     assert [(line["status"], line["outcome"], line["code"], line["reason"]) for line in lines] == [
         (status, "refused", code, body["message"])
     ]
     assert lines[0]["remote"] == "127.0.0.1"
-
-
-def audit(service: Service) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (service.storage / "audit.log").read_text().splitlines()]
 
 
 MALFORMED = {
@@ -277,7 +273,7 @@ def test_a_request_that_stalls_is_told_so(hurried: Service, name: str) -> None:
     status, headers, body = exchange(hurried, SLOW[name])
     assert (status, body["code"], body["error"], headers["connection"]) == (408, "REQ_008", "request_timeout", "close")
     assert headers["x-request-id"] == body["request_id"]
-    lines = until(lambda: [line for line in audit(hurried) if line["request_id"] == body["request_id"]])
+    lines = until(lambda: [line for line in hurried.audit() if line["request_id"] == body["request_id"]])
     assert [(line["status"], line["code"]) for line in lines] == [(408, "REQ_008")]
 
 
@@ -338,7 +334,7 @@ def test_a_crowd_is_turned_away_and_let_in_again(hurried: Service) -> None:
         assert head.startswith(b"HTTP/1.1 503 ") and b"\r\nRetry-After: 1" in head
         body = json.loads(content)
         assert (body["code"], body["retry_after_seconds"]) == ("REQ_009", 1)
-        assert any(line["request_id"] == body["request_id"] for line in audit(hurried))
+        assert any(line["request_id"] == body["request_id"] for line in hurried.audit())
     finally:
         for line in crowd:
             line.close()

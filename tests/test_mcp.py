@@ -101,10 +101,6 @@ def coder(service: Service, issue: str) -> Mcp:
     return Mcp(service.client("python-specialist", issue_id=issue, bound=True))
 
 
-def audit(service: Service) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (service.storage / "audit.log").read_text().splitlines()]
-
-
 # -- the protocol
 
 
@@ -280,8 +276,8 @@ def test_an_agent_works_through_tools_alone(service: Service, mcp: Mcp, coder: M
     assert [event["event_type"] for event in told] == ["agent_completed", "progress"]
     assert told[1]["data"] == {"message": "half", "issue_id": issue} and told[1]["topic"] == "progress"
     assert "No event came" in mcp.call("wait_for_events", filter=f"issue_id:{issue}", timeout_seconds=0)
-    until(lambda: audit(service)[-1]["path"] == "/mcp/publish_event")
-    lines = [line for line in audit(service) if line["issue_id"] == issue]
+    until(lambda: service.audit()[-1]["path"] == "/mcp/publish_event")
+    lines = [line for line in service.audit() if line["issue_id"] == issue]
     assert [(line["path"], line["outcome"], line["result_id"]) for line in lines] == [
         ("/mcp/store_result", "done", result_id),
         ("/mcp/store_result", "done", result_id),
@@ -381,7 +377,7 @@ def test_a_token_for_an_issue_or_a_name_stays_with_them(service: Service, coder:
         assert failed and text == f"AUTH_003: This token is for issue {issue} only", text
     until(
         lambda: (
-            ("/mcp/agents", 403, "refused") in [(row["path"], row["status"], row["outcome"]) for row in audit(service)]
+            ("/mcp/agents", 403, "refused") in [(row["path"], row["status"], row["outcome"]) for row in service.audit()]
         )
     )
 
@@ -444,13 +440,13 @@ def test_a_policy_is_asked_for_what_a_tool_does_and_what_has_begun_is_done(
 
 
 def test_what_is_long_comes_in_pages_and_nothing_is_lost(mcp: Mcp, coder: Mcp, issue: str) -> None:
-    decisions = [f"decision {number}: " + "ä" * 900 for number in range(20)] + ["x" * 25_000]
+    decisions = [f"decision {number}: " + "ä" * 900 for number in range(20)] + ["ö" * 25_000]
     coder.call("store_result", status="success", decisions=decisions)
     text, number = mcp.call("results", issue_id=issue), 1
     while f"page={number + 1} goes on" in text:
         number += 1
         text += "\n" + mcp.call("results", issue_id=issue, page=number)
-    assert number > 5 and all(f"decision {row}: " in text for row in range(20)) and text.count("x") == 25_000
+    assert number > 5 and all(f"decision {row}: " in text for row in range(20)) and text.count("ö") == 25_000
     assert mcp.outcome("results", issue_id=issue, page=number + 1)[0]
     for size in (3_000, 4_000, 5_000, 30_000, 10):
         coder.call("publish_event", event_type="long", data={"text": "y" * size})

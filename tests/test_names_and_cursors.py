@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from conftest import PROJECT, Client, Service
+from conftest import PROJECT, Client, Service, body_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -98,14 +98,7 @@ FIELDS = ["agent_id", "agent_type", "issue_id", "project_id"]
 def test_any_text_in_a_result_is_a_name_or_is_refused_and_nothing_is_written_elsewhere(
     service: Service, architect: Client, field: str, text: str
 ) -> None:
-    body = {
-        "agent_id": "a-1",
-        "agent_type": "python-specialist",
-        "issue_id": "issue-1",
-        "project_id": PROJECT,
-        "result": {"status": "success"},
-    }
-    answer = architect.post("/api/results", body | {field: text})
+    answer = architect.post("/api/results", body_of() | {field: text})
     good = is_identifier(text) and field in ("agent_id", "issue_id")  # no agent type or project of such a name is known
     assert answer.status_code == 201 if good else answer.status_code in (400, 403), answer.text
     folders = {

@@ -1,6 +1,5 @@
 """Who may talk to the service at all, what its answers and logs give away, and policies of plugins."""
 
-import json
 import re
 import socket
 import textwrap
@@ -12,18 +11,12 @@ from typing import Any
 import jwt
 import pytest
 import requests
-from conftest import MODULE, PROJECT, Client, Service, make_repository, until
+from conftest import MODULE, PROJECT, Client, Service, body_of, make_repository, until
 
 import cco_sidecar
 
 EVENT = {"publisher": "tester", "topic": "test", "data": {}}
-RESULT = {
-    "agent_id": "a-1",
-    "agent_type": "python-specialist",
-    "issue_id": "issue-1",
-    "project_id": PROJECT,
-    "result": {"status": "success"},
-}
+RESULT = body_of()
 LOOPBACK = frozenset({"localhost", "127.0.0.1"})
 
 
@@ -270,13 +263,9 @@ def test_contexts_may_be_kept_by_their_reader_only(architect: Client, issue: str
 # -- the audit log
 
 
-def audit(service: Service) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (service.storage / "audit.log").read_text().splitlines()]
-
-
 def audited(service: Service, answer: requests.Response) -> dict[str, Any]:
     """The one line about ``answer``."""
-    lines = until(lambda: [line for line in audit(service) if line["request_id"] == answer.headers["X-Request-ID"]])
+    lines = until(lambda: [line for line in service.audit() if line["request_id"] == answer.headers["X-Request-ID"]])
     assert len(lines) == 1
     return lines[0]
 

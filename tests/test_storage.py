@@ -28,7 +28,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import MODULE, PROJECT, Client, Service, clean_environment, make_repository, plugin, until
+from conftest import MODULE, PROJECT, Client, Service, body_of, clean_environment, make_repository, plugin, until
 
 import cco_sidecar
 from cco_sidecar import (
@@ -1417,15 +1417,6 @@ def test_what_retention_removed_before_is_gone_for_the_file_alone_too(tmp_path: 
 
 
 # -- results
-
-
-def body_of(
-    issue: str, status: str = "success", agent_type: str = "python-specialist", **result: Any
-) -> dict[str, Any]:
-    return {
-        "agent_id": f"{agent_type}-1", "agent_type": agent_type, "issue_id": issue, "project_id": PROJECT,
-        "result": {"status": status, **result},
-    }  # fmt: skip
 
 
 def completed(client: Client, issue: str) -> list[dict[str, Any]]:

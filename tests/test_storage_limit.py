@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROJECT, Client, Service, until
+from conftest import Client, Service, body_of, until
 
 from cco_sidecar import MB
 
@@ -32,8 +32,7 @@ def on_disk(storage: Path) -> int:
 
 
 def result(size: int, issue: str = "issue-1") -> dict[str, Any]:
-    who = {"agent_id": "agent-1", "agent_type": "python-specialist", "issue_id": issue, "project_id": PROJECT}
-    return who | {"result": {"status": "success", "rationale": "x" * size}}
+    return body_of(issue, rationale="x" * size)
 
 
 def event(size: int) -> dict[str, Any]:

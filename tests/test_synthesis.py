@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from agent_harness import COMMAND, folder_of, nothing_left, output, says, spawn, state
-from conftest import PROJECT, Client, Service, git, make_repository, plugin, until
+from conftest import PROJECT, Client, Service, body_of, git, make_repository, plugin, until
 
 __all__ = ["nothing_left"]
 
@@ -207,8 +207,7 @@ def test_nobody_speaks_for_an_agent_that_was_ended(architect: Client, issue: str
 
 
 def test_a_client_cannot_pass_a_result_off_as_the_services(architect: Client, issue: str) -> None:
-    body = {"agent_id": "x", "agent_type": "python-specialist", "issue_id": issue, "project_id": PROJECT}
-    body |= {"result": {"status": "success"}}
+    body = body_of(issue)
     answer = architect.post("/api/results", body | {"source": "sidecar"})
     assert (answer.status_code, answer.json()["code"], answer.json()["details"]) == (
         403,

@@ -22,9 +22,11 @@ from conftest import (
     ROOT,
     Client,
     Service,
+    body_of,
     clean_environment,
     described,
     every_route,
+    good_claims,
     served,
     until,
 )
@@ -54,31 +56,11 @@ GRANTED = {
 def result(
     agent_type: str = "python-specialist", agent_id: str = "a-1", issue: str = "issue-1", project: str = PROJECT
 ) -> dict[str, Any]:
-    return {
-        "agent_id": agent_id,
-        "agent_type": agent_type,
-        "issue_id": issue,
-        "project_id": project,
-        "result": {"status": "success"},
-    }
+    return body_of(issue, agent_type=agent_type) | {"agent_id": agent_id, "project_id": project}
 
 
 def claims_of(token: str) -> dict[str, Any]:
     return jwt.decode(token, options={"verify_signature": False})
-
-
-def good_claims(**change: Any) -> dict[str, Any]:
-    """The six claims of the reference, changed; None leaves one out."""
-    now = int(time.time())
-    claims = {
-        "sub": "attacker",
-        "agent_type": "chief-architect",
-        "project_id": PROJECT,
-        "permissions": ALL,
-        "iat": now,
-        "exp": now + 3600,
-    }
-    return {name: value for name, value in (claims | change).items() if value is not None}
 
 
 def encode(part: Any) -> str:

@@ -32,6 +32,7 @@ from conftest import MODULE, PROJECT, Client, Service, body_of, clean_environmen
 
 import cco_sidecar
 from cco_sidecar import (
+    LOG_BYTES,
     MB,
     PAGE_BYTES,
     ApiError,
@@ -270,14 +271,22 @@ def link_to_itself_elsewhere(folder: Path) -> None:
     (folder / Storage.FILE).symlink_to("x.db")
 
 
+def end_of_frames(log: Path) -> int:
+    """Where the zeros behind the last frame begin."""
+    frame, written = 24 + 4096, len(log.read_bytes().rstrip(b"\0"))
+    return 32 + -(-(written - 32) // frame) * frame
+
+
 DATABASE, LOG = Storage.FILE, f"{Storage.FILE}-wal"
 CUT: dict[str, tuple[Callable[[Path], Any], str]] = {  # and what the next start says; "": its log has what was lost
     "the database emptied": (lambda folder: os.truncate(folder / DATABASE, 0), "is empty, and was not always"),
     "the database cut to a page": (lambda folder: os.truncate(folder / DATABASE, 4096), "damaged"),
     "the database cut to half": (lambda folder: os.truncate(folder / DATABASE, (folder / DATABASE).stat().st_size // 2), "damaged"),
     "the log emptied": (lambda folder: os.truncate(folder / LOG, 0), "damaged"),
-    "the log cut to half": (lambda folder: os.truncate(folder / LOG, (folder / LOG).stat().st_size // 2), "damaged"),
-    "the log cut by a byte": (lambda folder: os.truncate(folder / LOG, (folder / LOG).stat().st_size - 1), "damaged"),
+    "the log cut to half": (lambda folder: os.truncate(folder / LOG, (folder / LOG).stat().st_size // 2), ""),
+    "the log cut by a byte": (lambda folder: os.truncate(folder / LOG, (folder / LOG).stat().st_size - 1), ""),
+    "half of what the log holds cut": (lambda folder: os.truncate(folder / LOG, end_of_frames(folder / LOG) // 2), "damaged"),
+    "a byte of what the log holds cut": (lambda folder: os.truncate(folder / LOG, end_of_frames(folder / LOG) - 1), "damaged"),
     "the database's head overwritten": (lambda folder: overwrite(folder / DATABASE, 0, b"garbage"), ""),
     "the database's head made zeros": (lambda folder: overwrite(folder / DATABASE, 0, bytes(4096)), ""),
     "the log's head overwritten": (lambda folder: overwrite(folder / LOG, 0, b"garbage"), "damaged"),
@@ -603,6 +612,25 @@ shutil.disk_usage = lambda path: original(path)._replace(free=15_000_000) if FAU
 # -- the database's log
 
 
+def test_the_log_has_its_length_from_the_start_and_no_commit_changes_it(make_service: Callable[..., Service]) -> None:
+    service, kept = make_service(), []
+    log = service.storage / LOG
+    for end in (service.stop, service.kill, service.stop):
+        assert log.stat().st_size == LOG_BYTES
+        kept += [service.client().publish()["event_id"] for _ in range(5)]
+        assert log.stat().st_size == LOG_BYTES
+        end()
+        service.start()
+        assert [event["event_id"] for event in service.client().wait(since="earliest", timeout=0)["events"]] == kept
+
+
+def test_the_log_takes_no_more_than_a_tenth_of_what_may_be_stored(make_service: Callable[..., Service]) -> None:
+    service = make_service("--storage-limit-mb", "40")
+    before = (service.storage / LOG).stat().st_size
+    service.client().publish()
+    assert before < (service.storage / LOG).stat().st_size < LOG_BYTES / 4
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a service that was killed when much of what it had answered was in the log alone."""
@@ -618,9 +646,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def log(killed: Path, tmp_path: Path) -> Path:
-    """The log of a copy of that storage."""
+    """The log of a copy of that storage, without the zeros behind what it holds."""
     shutil.copytree(killed, tmp_path / "state")
-    return tmp_path / "state" / f"{Storage.FILE}-wal"
+    log = tmp_path / "state" / f"{Storage.FILE}-wal"
+    os.truncate(log, end_of_frames(log))
+    return log
 
 
 def overwrite(path: Path, at: float, content: bytes) -> None:
@@ -631,6 +661,14 @@ def overwrite(path: Path, at: float, content: bytes) -> None:
 
 DAMAGE = {
     "a bit in the middle": lambda log: overwrite(log, 0.5, b"\xaa"),
+    "a bit in the middle, with zeros at the end": lambda log: (
+        overwrite(log, 0.5, b"\xaa"),
+        os.truncate(log, LOG_BYTES),
+    ),
+    "cut in the middle, with zeros at the end": lambda log: (
+        os.truncate(log, log.stat().st_size // 2),
+        os.truncate(log, LOG_BYTES),
+    ),
     "a page near the beginning": lambda log: overwrite(log, 0.2, b"\xff" * 4096),
     "its head": lambda log: overwrite(log, 0, b"\0" * 32),
     "cut in the middle": lambda log: os.truncate(log, log.stat().st_size // 2),
@@ -654,7 +692,15 @@ def test_a_damaged_log_stops_the_start_and_is_left_as_it_is(tmp_path: Path, log:
     assert {path: path.read_bytes() for path in log.parent.glob(f"{Storage.FILE}*")} == before
 
 
-@pytest.mark.parametrize("damage", ["a bit in the middle", "a page near the beginning", "somebody's text"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "a bit in the middle",
+        "a bit in the middle, with zeros at the end",
+        "a page near the beginning",
+        "somebody's text",
+    ],
+)
 def test_a_damaged_log_is_known_without_its_index_too(tmp_path: Path, log: Path, damage: str) -> None:
     index_of(log).unlink()
     DAMAGE[damage](log)
@@ -675,7 +721,7 @@ def a_last_commit_that_is_torn(log: Path) -> None:
 
 
 @pytest.mark.parametrize("crash", [
-    lambda log: None, half_a_frame_more, a_last_commit_that_is_torn, lambda log: index_of(log).unlink(),
+    lambda log: None, lambda log: os.truncate(log, LOG_BYTES), half_a_frame_more, a_last_commit_that_is_torn, lambda log: index_of(log).unlink(),
     lambda log: index_of(log).write_bytes(b"\xff" * 32768),
 ])  # fmt: skip
 def test_a_log_as_a_crash_leaves_it_does_not_stop_the_start(

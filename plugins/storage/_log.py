@@ -1,12 +1,16 @@
-"""A check of the database's write-ahead log at the start: what SQLite would leave out without a word is told."""
+"""The database's write-ahead log at the start: what SQLite would leave out without a word is told."""
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 import struct
 from pathlib import Path
 
-from cco_sidecar import MB, StartError, own_command
+from cco_sidecar import LOG_BYTES, MB, StartError, own_command
+
+log = logging.getLogger("cco")
 
 
 def database_files(path: Path) -> list[Path]:
@@ -49,6 +53,19 @@ def check_log(path: Path) -> bool:
     if bad:
         raise damaged(log_path, f"{good} of its frames are good, and more were committed")
     return True
+
+
+def lengthen_log(path: Path) -> None:
+    """Give the database's log, into which nobody may write meanwhile, the length at which SQLite begins it anew. A
+    commit that lengthens it takes twice as long as one that overwrites it: the new size has to be on the disk, too.
+    """
+    log_path = database_files(path)[1]
+    try:
+        with log_path.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.write(bytes(max(0, LOG_BYTES - size)))  # no frame begins so: it would have the salts of the head
+    except OSError as error:
+        log.warning("%s cannot be made longer: %s", log_path.name, error.strerror)
 
 
 def read_log(content: bytes) -> tuple[bytes, int, int]:

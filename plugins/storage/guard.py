@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 from cco_sidecar import (
+    LOG_BYTES,
     Endpoint,
     EventBus,
     Inserted,
@@ -27,7 +29,7 @@ from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database, check_places
 from cco_sidecar_plugins.storage._folder import FolderChanges
 from cco_sidecar_plugins.storage._limit import ForgettingRecords, LimitedStorage, TellingBus
-from cco_sidecar_plugins.storage._log import database_files
+from cco_sidecar_plugins.storage._log import database_files, lengthen_log
 
 log = logging.getLogger("cco")
 
@@ -76,6 +78,8 @@ class GuardedStorage(LimitedStorage):
         check_database(self.path)
         check_places(self.path.parent)
         super().start()
+        if min(self._limit, shutil.disk_usage(self.path.parent).free) > 10 * LOG_BYTES:
+            lengthen_log(self.path)
         self._files = [DatabaseFile(path) for path in database_files(self.path) if path.exists()]
 
     def commit(self, records: Records, jobs: list[Job]) -> tuple[list[Any], Inserted]:

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import sample_agent
 
@@ -58,6 +59,19 @@ def chatter() -> None:
         time.sleep(0.2)
 
 
+def ask() -> None:
+    """Asks a person three things, says so, and waits at the gate."""
+    asked: list[dict[str, Any]] = [
+        {"kind": "question", "text": "Up or down?", "choices": ["up", "down"]},
+        {"kind": "question", "text": "Which port?"},
+        {"kind": "approval", "text": "Bash: git tag x", "command": "git tag x"},
+    ]
+    for each in asked:
+        sample_agent.call("/approvals", each | {"timeout_seconds": 300})
+    sample_agent.call("/events/progress", {"publisher": os.environ["AGENT_ID"], "topic": "progress", "data": {}})
+    gate()
+
+
 def half() -> None:
     """Progress with carriage returns, and a last line that ends in the middle of a character."""
     os.write(1, b"first\r\n10%\r\x1b[K20%\r\x1b(Bhalf a line \xe2\x82")
@@ -73,6 +87,7 @@ def store_and_crash() -> None:
 
 DEEDS = {
     "silent": silent, "crash": crash, "gate": gate, "store_and_crash": store_and_crash, "chatter": chatter, "half": half,
+    "ask": ask,
     "hang": sample_agent.hang, "ignore": sample_agent.ignore, "die": sample_agent.die,
 }  # fmt: skip
 

@@ -148,6 +148,8 @@ def test_a_subcommand_without_its_group_is_told_the_whole(cco: Cco) -> None:
         ("ps", ", did you mean agent list?"),
         ("list", ", did you mean agent list, events list or results list?"),
         ("ui", ", did you mean dashboard?"),
+        ("issues", "; cco dashboard shows them, cco export ISSUE one's whole story"),
+        ("issue i-1", "; cco export ISSUE shows its whole story, cco results list --issue ISSUE what was done"),
         ("init", "; nothing is to be set up"),
         ("shutdown", "; the service stops on Ctrl-C"),
         ("agent ls", ", did you mean agent list?"),

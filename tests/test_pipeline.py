@@ -370,6 +370,28 @@ def test_what_its_own_service_warns_of_is_in_its_output_once(runs: Runs, more: l
     assert len(re.findall(f"the service warns: .*{told}", runs.output(process))) == 1, runs.output(process)
 
 
+def test_what_an_agent_asks_is_told_once_with_the_command_that_answers_it(runs: Runs) -> None:
+    words = ["--issue", "issue-1", "--until", "architect", "--format", "json"]
+    process = runs.start(*words, script={"chief-architect": ["ask"]})
+
+    def told() -> list[str]:
+        return [note["reason"] for note in runs.events(process, "note") if " asks: " in note["reason"]]
+
+    until(lambda: len(told()) == 3, 30)
+    runs.open_gate()
+    assert process.wait(60) == 0
+    for note, (asked, command) in zip(
+        told(),
+        [
+            ("Up or down?", r"answer \d+ TEXT` answers it, where TEXT is one of up, down"),
+            ("Which port?", r"answer \d+ TEXT` answers it"),
+            ("Bash: git tag x", r"approve \d+` or `[^`]* deny \d+` answers it"),
+        ],
+        strict=True,
+    ):
+        assert re.fullmatch(rf"chief-architect asks: {re.escape(asked)}; `[^`]* {command}", note), note
+
+
 def test_until_stops_there_and_a_later_run_goes_on(runs: Runs, served: Service) -> None:
     assert runs.run("--issue", "i-1", "--until", "coding", script={})[-1]["state"] == "reached"
     assert runs.worked() == ALL[:2]

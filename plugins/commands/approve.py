@@ -77,15 +77,21 @@ def answer_with(options: argparse.Namespace, answer: str, *, decides: bool = Fal
     asked = approval_named(client, options.id)
     approval_id = asked["approval_id"]
     if decides and asked["state"] == "open" and answer not in asked["choices"]:
-        words = client.command(f"answer {number_of(approval_id)} TEXT")
-        choices = f", where TEXT is one of {', '.join(map(cell, asked['choices']))}" if asked["choices"] else ""
-        raise StartError(f"{number_of(approval_id)} is a question: `{words}` answers it{choices}", REFUSED)
+        raise StartError(f"{number_of(approval_id)} is a question: {how_to_answer(client, asked)}", REFUSED)
     body = {"answer": answer} | ({"message": options.message} if options.message else {})
     done = client.call("POST", f"/api/approvals/{approval_id}/answer", body)
     if options.format != "table":
         return show(options, done)
     print(cell(f"{done['answer']}: {done['agent_id']} asked: {done['command'] or done['text']}"))
     return GOOD
+
+
+def how_to_answer(client: Client, asked: dict[str, Any]) -> str:
+    number = number_of(asked["approval_id"])
+    if asked["kind"] == "approval":
+        return f"`{client.command(f'approve {number}')}` or `{client.command(f'deny {number}')}` answers it"
+    choices = f", where TEXT is one of {', '.join(map(cell, asked['choices']))}" if asked["choices"] else ""
+    return f"`{client.command(f'answer {number} TEXT')}` answers it{choices}"
 
 
 def approval_named(client: Client, text: str) -> dict[str, Any]:

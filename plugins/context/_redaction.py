@@ -188,24 +188,24 @@ def kinds_of_signs(text: str) -> int:
 
 
 def looks_random(text: str) -> bool:
-    counts = collections.Counter(text)
-    entropy = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
-    is_hex = re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", text) is not None
-    return (kinds_of_signs(text) == 3 and entropy >= 4.0 and "EXAMPLE" not in text) or (
-        is_hex and len(text) >= 32 and entropy >= 3.2
-    )
+    is_hex = len(text) >= 32 and re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", text) is not None
+    if not is_hex and (kinds_of_signs(text) < 3 or "EXAMPLE" in text):
+        return False
+    entropy = -sum(n / len(text) * math.log2(n / len(text)) for n in collections.Counter(text).values())
+    return entropy >= (3.2 if is_hex else 4.0)
 
 
 def is_assigned_to_a_secret(match: re.Match[str]) -> bool:
     """Whether a text that may be a secret is given to what calls itself one."""
     text, before = match[match.lastindex or 0], match.string[max(0, match.start() - 60) : match.start()]
     # Without quotes it may also be a name of code, in which letters and digits seldom meet.
-    name_of_code = not match[1] and len(re.findall(r"[A-Za-z](?=\d)|\d(?=[A-Za-z])", text)) < 4
+    if not match[1] and len(re.findall(r"[A-Za-z](?=\d)|\d(?=[A-Za-z])", text)) < 4:
+        return False
     if CALLS_ITSELF_SECRET.search(before) and looks_random(text):
-        return not name_of_code
+        return True
     if not IS_CALLED_SECRET.search(before) or not re.search("[0-9]", text) or STANDS_FOR_A_SECRET.search(text):
         return False
-    return not (WORDS.fullmatch(text) if match[1] else name_of_code or NUMBER_OR_PLACE.search(text))
+    return not (WORDS.fullmatch(text) if match[1] else NUMBER_OR_PLACE.search(text))
 
 
 IS_CALLED_SECRET = late_pattern(SECRET_NAME.pattern + r"s?[\"'\])]*\s*$")

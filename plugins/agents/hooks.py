@@ -189,6 +189,14 @@ class WaitForNews(HookEndpoint):
 # -- the part
 
 
+class Decided(Struct):
+    """What a session hears of a result, of which other parts may have megabytes."""
+
+    agent_type: str
+    status: str
+    decision: str
+
+
 class Session(Struct, frozen=True):
     """One session of a program, with the token that it holds."""
 
@@ -332,11 +340,10 @@ class Sessions:
         for running in list(self._agents.active.values())[:10]:
             row = running.row
             yield f"- {row['id']} ({row['state']}) works on {row['issue']}: {beginning(row['task'], 120)}"
-        latest = "select body from result where project = ? order by seq desc limit 5"
+        latest = "select issue, output from result where project = ? order by seq desc limit 5"
         for row in reversed(self._read.rows(latest, claims.project_id)):
-            stored = msgspec.json.decode(row["body"])
-            decisions = beginning("; ".join(map(str, stored["result"].get("decisions") or [])), 160)
-            yield f"- {stored['agent_type']} on {stored['issue_id']}: {stored['result']['status']}. {decisions}"
+            stored = msgspec.json.decode(row["output"], type=Decided)
+            yield f"- {stored.agent_type} on {row['issue']}: {stored.status}. {beginning(stored.decision, 160)}"
         yield "`cco brief ISSUE TYPE` says what is known of an issue. Of what comes you hear at your next step."
 
     # -- the end of a turn

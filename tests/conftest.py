@@ -454,14 +454,20 @@ def make_service(tmp_path: Path, repository: Path) -> Iterator[Callable[..., Ser
     end_stragglers()
 
 
-@pytest.fixture(scope="module")
-def service(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One service for the tests of a module, which keep apart by issue ids and token subjects."""
-    folder = tmp_path_factory.mktemp("shared")
-    running = Service(make_repository(folder / "repository"), folder / "storage").start()
+@contextlib.contextmanager
+def serving(folder: Path, *arguments: str, root: Path | None = None, **more: Any) -> Iterator[Service]:
+    """A service in ``folder``, of a new repository where no ``root`` is given, which ends without a fault."""
+    running = Service(root or make_repository(folder / "repository"), folder / "storage", *arguments, **more).start()
     yield running
     assert running.stop() == 0, running.log
     assert "Traceback" not in running.log, running.log
+
+
+@pytest.fixture(scope="module")
+def service(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for the tests of a module, which keep apart by issue ids and token subjects."""
+    with serving(tmp_path_factory.mktemp("shared")) as running:
+        yield running
     end_stragglers()
 
 

@@ -41,7 +41,7 @@ from agent_harness import (
     state,
     status,
 )  # fmt: skip
-from conftest import Client, Service, clean_environment, git_alone, make_repository, plugin, until
+from conftest import Client, Service, clean_environment, git_alone, make_repository, plugin, serving, until
 from msgspec.structs import replace
 
 from cco_sidecar import MB, Pool, Records, Running, Sidecar, StorageError, load_hooks, load_settings
@@ -57,13 +57,8 @@ MORE = ("--max-agents", "60", "--max-agents-per-issue", "1000")
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests of this module, with the sample agent as its agents."""
-    folder = tmp_path_factory.mktemp("trust")
-    running = Service(
-        make_repository(folder / "repository"), folder / "storage", *COMMAND, *MORE, env=ONE_SECOND
-    ).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("trust"), *COMMAND, *MORE, env=ONE_SECOND) as running:
+        yield running
     until(lambda: not keepers(running))
     complaints = running.storage / "keeper.log"
     assert not complaints.exists() or complaints.read_text() == ""

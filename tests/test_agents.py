@@ -40,7 +40,7 @@ from agent_harness import (
     status,
     tree,
 )  # fmt: skip
-from conftest import PROJECT, Client, Service, body_of, git_alone, make_repository, plugin, until
+from conftest import PROJECT, Client, Service, body_of, git_alone, plugin, serving, until
 
 from cco_sidecar import Running, iso
 
@@ -51,22 +51,12 @@ keeper = plugin("keeper")
 @pytest.fixture(scope="module")
 def service(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests of this module, with the sample agent as its agents."""
-    folder = tmp_path_factory.mktemp("agents")
     command = json.dumps([*SAMPLE, "{task}", "{agent_type}", "{issue_id}", "{context_file}"])
     environment = {"CCO_SIDECAR_LOG_LEVEL": "info", "INHERITED": "yes"}
-    running = Service(
-        make_repository(folder / "repository"),
-        folder / "storage",
-        "--agent-command",
-        command,
-        "--max-agents",
-        "60",
-        env=environment,
-    )
-    running.start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(
+        tmp_path_factory.mktemp("agents"), "--agent-command", command, "--max-agents", "60", env=environment
+    ) as running:
+        yield running
 
 
 ENVIRONMENTS = {  # what a request sets, by kind
@@ -659,11 +649,9 @@ PRINTS = [sys.executable, "-c", "import os, sys; sys.stdout.write(open(os.enviro
 @pytest.fixture(scope="module")
 def printer(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Its agents print the file that their task names."""
-    folder = tmp_path_factory.mktemp("printer")
-    storage, command = folder / "storage", json.dumps(PRINTS)
-    running = Service(make_repository(folder / "repository"), storage, "--agent-command", command).start()
-    yield running
-    assert running.stop() == 0, running.log
+    command = json.dumps(PRINTS)
+    with serving(tmp_path_factory.mktemp("printer"), "--agent-command", command) as running:
+        yield running
 
 
 def printed(service: Service, path: Path, content: str) -> tuple[Client, str]:

@@ -13,19 +13,16 @@ from typing import Any
 import pytest
 import requests
 from agent_harness import COMMAND, spawn
-from conftest import MODULE, Client, Service, clean_environment, make_repository, plugin, until
+from conftest import MODULE, Client, Service, clean_environment, plugin, serving, until
 
 approvals = plugin("approvals")
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("approvals")
     more = ("--agent-may", "pytest, git commit", *COMMAND)
-    running = Service(make_repository(folder / "repository"), folder / "storage", *more).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("approvals"), *more) as running:
+        yield running
 
 
 def agent(service: Service, name: str, **claims: Any) -> Client:

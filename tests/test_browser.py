@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import requests
 from chromium import Browser
-from conftest import Client, Service, body_of, make_repository, until
+from conftest import Client, Service, body_of, serving, until
 
 NAMES = "MAP evil.example 127.0.0.1, MAP localhost.evil.example 127.0.0.1, MAP app.example 127.0.0.1"
 
@@ -67,15 +67,12 @@ def pages() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, pages: int) -> Iterator[Service]:
     """A service that lets pages of app.example in, with something in it to steal and to destroy."""
-    folder = tmp_path_factory.mktemp("guarded")
     arguments = ["--cors-origin", f"http://app.example:{pages}", "--agent-command", "true"]
-    running = Service(make_repository(folder / "repository"), folder / "storage", *arguments).start()
-    client = running.client()
-    client.store(decisions=["something to steal"])
-    assert client.get("/api/context/issue-1/python-specialist").status_code == 200  # now there is a cached context
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("guarded"), *arguments) as running:
+        client = running.client()
+        client.store(decisions=["something to steal"])
+        assert client.get("/api/context/issue-1/python-specialist").status_code == 200  # now there is a cached context
+        yield running
 
 
 def lines_of(service: Service) -> list[str]:

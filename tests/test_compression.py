@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ROOT, Client, Service, make_repository, needed
+from conftest import ROOT, Client, Service, make_repository, needed, serving
 
 from cco_sidecar import MB, import_file
 
@@ -54,10 +54,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     for number in range(20):
         lines = [f"def f_{n}(): return {words.getrandbits(80)}  # and so on, line by line\n" for n in range(700)]
         (repository / f"src/module_{number}.py").write_text("".join(lines))
-    running = Service(repository, folder / "storage", "--no-watch").start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(folder, "--no-watch", root=repository) as running:
+        yield running
 
 
 def test_a_context_is_compressed_where_that_is_asked_for(large: Service) -> None:

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from conftest import MODULE, Client, Service, git, make_repository, plugin, until
+from conftest import MODULE, Client, Service, git, make_repository, plugin, serving, until
 from freshness import stale_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -1190,9 +1190,8 @@ def bulky(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     root = make_repository(folder / "repository")
     for number in range(400):
         write(root / f"package_{number % 7}/deep/module_{number}.py", f"value_{number} = {number}\n" * 300)
-    running = Service(root, folder / "storage").start()
-    yield running
-    assert running.stop() == 0
+    with serving(folder, root=root) as running:
+        yield running
 
 
 @pytest.mark.parametrize("max_bytes", [2_000, 3_000, 10_000, 100_000, 1_000_000, 10 << 20])
@@ -1378,70 +1377,12 @@ def test_read_text_file_never_leaves_the_root(tmp_path: Path) -> None:
         assert read_text_file(str(root), path, 100) is None, path
 
 
-LETTERS = (
-    "Zz9yX8wV7uT6sR5qP4oN3mL2kJ1hG0fE" * 8
-)  # tokens are put together here, so that no scanner takes this file for a leak
-KEY_LINES = "\n".join([LETTERS[:64]] * 3)
-
-
-def armoured(kind: str, end: bool = True) -> str:
-    return f"-----BEGIN {kind}KEY-----\n{KEY_LINES}\n" + (f"-----END {kind}KEY-----" if end else "")
-
-
+LETTERS = "Zz9yX8wV7uT6sR5qP4oN3mL2kJ1hG0fE" * 2  # put together here, so that no scanner takes this file for a leak
 SECRETS = {
-    "RSA key": armoured("RSA " + "PRIVATE "),
-    "key": armoured("PRIVATE "),
-    "OpenSSH key": armoured("OPENSSH " + "PRIVATE "),
-    "key without an end": armoured("EC " + "PRIVATE ", end=False),
     "AWS": "AKI" + "A" + "ABCDEFGHIJ234567",
-    "AWS session": "ASI" + "A" + "ABCDEFGHIJ234567",
     "GitHub": "gh" + "p_" + LETTERS[:36],
-    "GitHub server": "gh" + "s_" + LETTERS[:36],
-    "GitHub fine-grained": "github" + "_pat_" + LETTERS[:60],
-    "GitLab": "glp" + "at-" + LETTERS[:20],
-    "Slack": "xo" + "xb-" + "123456789012-" + LETTERS[:24],
-    "OpenAI": "s" + "k-" + LETTERS[:48],
-    "OpenAI project": "s" + "k-proj-" + LETTERS[:48],
-    "Anthropic": "s" + "k-ant-" + LETTERS[:40],
-    "Stripe": "sk" + "_live_" + LETTERS[:24],
-    "Google": "AI" + "za" + LETTERS[:35],
-    "npm": "np" + "m_" + LETTERS[:36],
-    "PyPI": "py" + "pi-AgEIcHlwaS" + LETTERS[:60],
-    "Hugging Face": "h" + "f_" + LETTERS[:34],
-    "SendGrid": "S" + "G." + LETTERS[:22] + "." + LETTERS[:43],
     "JWT": "ey" + "J" + LETTERS[:20] + ".ey" + "J" + LETTERS[:40] + "." + LETTERS[:43],
 }
-
-
-@pytest.mark.parametrize("name", SECRETS)
-def test_a_well_known_secret_is_redacted(name: str) -> None:
-    secret = SECRETS[name]
-    content, number = redact(f'before = 1\ntoken = "{secret}"\n')
-    assert number == 1
-    assert content.startswith('before = 1\ntoken = "[REDACTED]')
-    assert secret[8:30] not in content
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        armoured("PUBLIC "),
-        "-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----",
-        hashlib.sha256(b"x").hexdigest(),
-        "task-" + "a" * 40,
-        "class Disk-manager: sk = 'skeleton'",
-        "ghp" + "_short",
-        "AKI" + "A in lower case: akia" + "abcdefghij234567",
-        "s" + "k-learn is scikit-learn",
-        "eyJ" + "hbGciOiJIUzI1NiIs...",
-        "import npm_package_name_that_is_long_enough",
-        "https://github.com/org/project/commit/" + "0123456789abcdef" * 2 + "01234567",
-        "550e8400-e29b-41d4-a716-446655440000",
-    ],
-)
-def test_what_only_looks_a_little_like_a_secret_is_left_alone(content: str) -> None:
-    assert redact(content) == (content, 0)
 
 
 def test_lines_after_a_redacted_key_keep_their_numbers() -> None:
@@ -1465,7 +1406,7 @@ def test_redactions_are_said_and_counted(make_service: MakeService, repository: 
         == "sha256:" + hashlib.sha256(files["src/config.py"]["content"].encode()).hexdigest()
     )
     assert context["metadata"]["redactions"] == 3
-    assert not [name for name in ("GitHub", "AWS", "JWT") if SECRETS[name] in answer.text]
+    assert not [name for name, secret in SECRETS.items() if secret in answer.text]
     assert "redactions" not in files["src/main.py"]
     assert context_of(client, max_files=1, task="src/config.py")["metadata"]["redactions"] == 2
 
@@ -1515,20 +1456,6 @@ def test_the_language_of_a_file(path: str, language: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "secret"),
-    [
-        (".env", True), (".env.local", True), ("deploy/prod.env", True), ("ID_RSA", True), ("id_ed25519", True), ("x/server.PEM", True),
-        ("x.key", True), (".ssh/config", True), ("home/.aws/config", True), (".kube/config", True), ("credentials", True), ("secrets.yaml", True),
-        (".npmrc", True), ("store.p12", True), ("main.tfstate", True), ("service-account-1.json", True), (".git-credentials", True),
-        (".env.example", False), (".env.template", False), ("id_rsa.pub", False), ("environment.py", False), ("src/credentials_form.py", False),
-        ("keys.py", False), ("docs/secrets-of-success.md", False), ("monkey.py", False), ("main.py", False),
-    ],
-)  # fmt: skip
-def test_which_files_are_secret(path: str, secret: bool) -> None:
-    assert withheld.is_secret(path) is secret
-
-
-@pytest.mark.parametrize(
     ("path", "task", "named"),
     [
         ("src/main.py", "fix src/main.py", True),
@@ -1555,11 +1482,8 @@ def test_whether_a_task_names_a_file(path: str, task: str, named: bool) -> None:
 @pytest.fixture(scope="module", params=RANKINGS)
 def ranked(setup: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client of a service with either ranking."""
-    folder = tmp_path_factory.mktemp("ranked")
-    (folder / "repository").mkdir()
-    running = Service(make_repository(folder / "repository"), folder / "storage", *request.param).start()
-    yield running.client()
-    assert running.stop() == 0
+    with serving(tmp_path_factory.mktemp("ranked"), *request.param) as running:
+        yield running.client()
 
 
 def test_the_agents_category_says_which_kind_comes_first(ranked: Client) -> None:

@@ -15,7 +15,7 @@ import npm
 import pytest
 from agent_harness import COMMAND
 from chromium import Browser
-from conftest import PROJECT, Client, Service, end_stragglers, make_repository, until
+from conftest import PROJECT, Client, Service, end_stragglers, serving, until
 
 import cco_sidecar
 
@@ -88,11 +88,8 @@ class Page:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("dashboard")
-    running = Service(make_repository(folder / "repository"), folder / "storage", *COMMAND).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("dashboard"), *COMMAND) as running:
+        yield running
     end_stragglers()
 
 

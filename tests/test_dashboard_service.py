@@ -32,6 +32,7 @@ from conftest import (
     make_repository,
     marked_processes,
     plugin,
+    serving,
     until,
 )
 from markdown_it import MarkdownIt
@@ -71,10 +72,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     (repository / ".claude/agents").mkdir(parents=True)  # takes nobody's name
     (repository / ".claude/agents/operator.md").write_text("---\nname: operator\ndescription: x\n---\nWork\n")
     command = json.dumps([sys.executable, "-c", AGENT])
-    running = Service(repository, folder / "storage", "--agent-command", command, module=module).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(folder, "--agent-command", command, module=module, root=repository) as running:
+        yield running
     end_stragglers()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jwt
 import pytest
-from conftest import Client, Service, good_claims, make_repository, plugin
+from conftest import Client, Service, good_claims, plugin, serving
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -40,12 +40,8 @@ def issuer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A service that takes the tokens of an issuer, and the issuer's algorithm."""
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "public.pem").write_bytes(public(KEYS[request.param]))
-    running = Service(
-        make_repository(folder / "repository"), folder / "storage", "--jwt-public-key", str(folder / "public.pem")
-    ).start()
-    yield running, request.param
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(folder, "--jwt-public-key", str(folder / "public.pem")) as running:
+        yield running, request.param
 
 
 def ask(service: Service, token: str, path: str = "/status") -> tuple[int, str | None]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import jwt
 import pytest
 from agent_harness import folder_of, nothing_left, output, spawn, state
-from conftest import ALL, MODULE, Service, clean_environment, make_repository, plugin
+from conftest import ALL, MODULE, Service, clean_environment, plugin, serving
 
 from cco_sidecar import AgentCommand, AgentLaunch, StartError, load_settings, read_option
 
@@ -50,12 +50,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         (folder / "home/.gemini" / name).write_text(content)
     more = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COPILOT_ALLOW_ALL": "true", "PWD": str(folder)}
     more |= {"HOME": str(folder / "home")}
-    running = Service(
-        make_repository(folder / "repository"), folder / "storage", "--agent-commands", json.dumps(commands), env=more
-    ).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(folder, "--agent-commands", json.dumps(commands), env=more) as running:
+        yield running
     for name, content in GEMINI_HOME.items():
         assert (folder / "home/.gemini" / name).read_text() == content, "the user's files stay as they are"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROJECT, Client, Service, make_repository, plugin, until
+from conftest import PROJECT, Client, Service, plugin, serving, until
 
 from cco_sidecar import ApiError
 
@@ -247,13 +247,8 @@ def test_a_whole_url_loses_its_host_to_the_host_field() -> None:
 @pytest.fixture(scope="module")
 def hurried(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that waits one second for requests and has room for four connections."""
-    folder = tmp_path_factory.mktemp("hurried")
-    running = Service(
-        make_repository(folder / "repository"), folder / "storage", "--request-timeout", "1", "--max-connections", "4"
-    ).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("hurried"), "--request-timeout", "1", "--max-connections", "4") as running:
+        yield running
 
 
 SLOW = {

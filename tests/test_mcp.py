@@ -14,7 +14,7 @@ import mcp as mcp_sdk
 import pytest
 import requests
 from agent_harness import COMMAND, nothing_left, spawn, state
-from conftest import Client, Service, make_repository, plugin, until
+from conftest import Client, Service, plugin, serving, until
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
 
@@ -29,11 +29,8 @@ PAGE = 10_000
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("shared")
-    running = Service(make_repository(folder / "repository"), folder / "storage", *COMMAND).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("shared"), *COMMAND) as running:
+        yield running
 
 
 class Mcp:

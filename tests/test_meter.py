@@ -17,7 +17,7 @@ import psutil
 import pytest
 import requests
 from agent_harness import SAMPLE, nothing_left, request, spawn, state, status
-from conftest import PROJECT, Client, Service, make_repository, plugin, until
+from conftest import PROJECT, Client, Service, plugin, serving, until
 
 __all__ = ["nothing_left"]
 
@@ -37,16 +37,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("shared")
-    running = Service(
-        make_repository(folder / "repository"),
-        folder / "storage",
-        "--agent-command",
-        f"{programs}/claude -p {{prompt}}",
-    ).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("shared"), "--agent-command", f"{programs}/claude -p {{prompt}}") as running:
+        yield running
 
 
 def value(given: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from conftest import (
     make_repository,
     needed,
     plugin,
+    serving,
     until,
 )
 from test_errors import BY_CLIENT
@@ -278,12 +279,9 @@ def test_the_check_of_requests_that_were_answered_finds_what_the_document_forbid
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose agents print a line and live as long as $TEST_SECONDS says."""
-    folder = tmp_path_factory.mktemp("described")
     command = json.dumps([sys.executable, "-c", AGENT])
-    running = Service(make_repository(folder / "repository"), folder / "storage", "--agent-command", command).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("described"), "--agent-command", command) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -294,10 +292,8 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     shutil.copy(ROOT / "cco_sidecar.py", module)
     (folder / "plugins").mkdir()  # else those would be found that `pip install -e` has copied somewhere
     repository = make_repository(folder / "repository")
-    running = Service(repository, folder / "storage", "--agent-command", command, module=module).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(folder, "--agent-command", command, module=module, root=repository) as running:
+        yield running
 
 
 def walk(architect: Client, issue: str, *, alone: bool = False) -> None:

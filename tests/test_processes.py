@@ -29,7 +29,7 @@ from agent_harness import (
     state,
     status,
 )
-from conftest import Client, Service, make_repository, until
+from conftest import Client, Service, serving, until
 
 from cco_sidecar import AgentCommand, Agents, Running, load_settings
 
@@ -39,11 +39,8 @@ ALONE = ("--no-plugins", *COMMAND)
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("processes")
-    running = Service(make_repository(folder / "repository"), folder / "storage", *ALONE).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("processes"), *ALONE) as running:
+        yield running
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from agent_harness import COMMAND, nothing_left, spawn
-from conftest import MODULE, Client, Service, clean_environment, make_repository, plugin, until
+from conftest import MODULE, Client, Service, clean_environment, make_repository, plugin, serving, until
 
 __all__ = ["nothing_left"]
 
@@ -28,11 +28,8 @@ ASK = ("--agent-approvals", "ask", "--agent-may", "git tag")
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("hooks")
-    running = Service(make_repository(folder / "repository"), folder / "storage", *ASK, *COMMAND).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("hooks"), *ASK, *COMMAND) as running:
+        yield running
 
 
 # -- the table

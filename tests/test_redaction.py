@@ -88,6 +88,11 @@ def test_only_the_secret_is_taken_out_of_its_surroundings(content: str, left: st
         'token_type = "urn:ietf:params:oauth:token-type:jwt"',
         "class TASK: SKIP = 1", "sk-toggleable__label-arrow", "task-management-and-more-words-in-a-row-here",
         "key-value-store-with-a-long-name-0123456789",
+        "", "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----", "-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----",
+        "0123456789abcdef" * 4, "task-" + "a" * 40, "class Disk-manager: sk = 'skeleton'", "ghp" + "_short",
+        "AKI" + "A in lower case: akia" + "abcdefghij234567", "s" + "k-learn is scikit-learn", "eyJ" + "hbGciOiJIUzI1NiIs...",
+        "import npm_package_name_that_is_long_enough", "550e8400-e29b-41d4-a716-446655440000",
+        "https://github.com/org/project/commit/" + "0123456789abcdef" * 2 + "01234567",
     ],
 )  # fmt: skip
 def test_what_only_looks_like_a_secret_stays(content: str) -> None:
@@ -303,6 +308,7 @@ SECRET_FILES = """
     secrets.enc.yaml .env.production.enc secrets.json.age secring.gpg private.asc login.keychain-db login.keyring age-key.txt
     .sops/keys.txt shadow shadow.bak htpasswd npmrc pypirc my.cnf my.cnf.old cred.yml oauth2.json anthropic_key.txt
     wp-config.php wp-config.php.bak LocalSettings.php .config/gcloud/legacy_credentials/x/adc.json kube/config
+    .env.local deploy/prod.env id_ed25519 x/server.PEM x.key main.tfstate .git-credentials
 """.split()
 ORDINARY_FILES = """
     .env.example .env.sample .env.template .env.dist .env.example.bak example.env env.d.ts .env.d.ts environment.py

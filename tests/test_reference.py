@@ -13,7 +13,7 @@ from typing import Any
 import jwt
 import pytest
 import requests
-from conftest import ALL, DOCUMENTED_RESULT, PROJECT, Client, Service, make_repository, until
+from conftest import ALL, DOCUMENTED_RESULT, PROJECT, Client, Service, serving, until
 
 ISSUE = "issue-123"
 TIME = "2025-11-18T10:00:00Z"
@@ -328,12 +328,8 @@ def coder(service: Service) -> Client:
 @pytest.fixture(scope="module")
 def spawner(setup: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose agents end at once."""
-    folder = tmp_path_factory.mktemp("spawner")
-    running = Service(
-        make_repository(folder / "repository"), folder / "storage", "--agent-command", f"{sys.executable} -c pass"
-    ).start()
-    yield running
-    assert running.stop() == 0, running.log
+    with serving(tmp_path_factory.mktemp("spawner"), "--agent-command", f"{sys.executable} -c pass") as running:
+        yield running
 
 
 # -- context

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from agent_harness import COMMAND, folder_of, nothing_left, output, says, spawn, state
-from conftest import PROJECT, Client, Service, body_of, git, make_repository, plugin, until
+from conftest import PROJECT, Client, Service, body_of, git, make_repository, plugin, serving, until
 
 __all__ = ["nothing_left"]
 
@@ -19,11 +19,8 @@ GIT = "git -c user.name=agent -c user.email=agent@example.com -c commit.gpgsign=
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("shared")
-    running = Service(make_repository(folder / "repository"), folder / "storage", *COMMAND).start()
-    yield running
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log, running.log
+    with serving(tmp_path_factory.mktemp("shared"), *COMMAND) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from conftest import Client, Service, plugin, until
+from conftest import Client, Service, plugin, serving, until
 
 from cco_sidecar import MB, ApiError
 
@@ -111,18 +111,17 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, di
     for number in range(8):
         lines = (f"value_{n} = {n * 7919 + number}  # a line of this file that nobody needs\n" for n in range(13_000))
         (repository / f"src/module_{number}.py").write_text("".join(lines))
-    running = Service(repository, folder / "storage", "--no-watch", "--max-unsent-mb", "48").start()
-    client = running.client()
-    for _ in range(9):
-        client.publish("heavy", {"load": "x" * 900_000})
-    for _ in range(2):
-        stored = client.store(rationale="y" * 6 * MB, issue="issue-2")
-    paths = {name: path.format(result_id=stored["id"]) for name, path in PATHS.items()}
-    for path in paths.values():  # what is built once is built
-        assert len(client.get(path).content) > 3 * MB, path
-    yield running, paths
-    assert running.stop() == 0, running.log
-    assert "Traceback" not in running.log and "unexpected" not in running.log, running.log
+    with serving(folder, "--no-watch", "--max-unsent-mb", "48", root=repository) as running:
+        client = running.client()
+        for _ in range(9):
+            client.publish("heavy", {"load": "x" * 900_000})
+        for _ in range(2):
+            stored = client.store(rationale="y" * 6 * MB, issue="issue-2")
+        paths = {name: path.format(result_id=stored["id"]) for name, path in PATHS.items()}
+        for path in paths.values():  # what is built once is built
+            assert len(client.get(path).content) > 3 * MB, path
+        yield running, paths
+    assert "unexpected" not in running.log, running.log
 
 
 @contextmanager

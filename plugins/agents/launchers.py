@@ -230,6 +230,7 @@ PROGRAMS = {
     "aider": Program(  # without a login it waits five minutes for a browser; with a wrong key it ends with 0
         tried="0.86.2",
         argv=["aider", "--yes-always", "--no-check-update", "--no-detect-urls", "--no-gitignore",
+              "--input-history-file", "{agent_folder}/aider.input", "--chat-history-file", "{agent_folder}/aider.md",
               "--read", "{agent_folder}/task", "--message", "{prompt}"],
         log_in="a key of its model's provider, such as ANTHROPIC_API_KEY",
         logged_out=r"^(No LLM model was specified and no API keys were provided|litellm\.AuthenticationError)",

@@ -167,9 +167,9 @@ class Workshop:
         body = {"agent_type": agent_type or TYPES[name], "issue_id": f"{name}-{before}", "task": task}
 
         def publish(script: str, step: int) -> None:
-            """Somebody else has something to say while it works, and looks at the files that it has made at home."""
+            """Somebody looks at each turn at the files that it has made at home, and has something to say at one."""
+            seen.update(token_files(self.folder / "home", started["jwt_token"]) if started else ())
             if step == 2:
-                seen.update(token_files(self.folder / "home", started["jwt_token"]))
                 data = {"issue_id": body["issue_id"], "message": "look at the zebra"}
                 client.publish("review_wanted", data)
 
@@ -181,6 +181,7 @@ class Workshop:
             seen.update(token_holders(spawned["jwt_token"]))
             time.sleep(0.1)
         self.model.before_turn = lambda script, step: None
+        seen.update(token_files(self.folder / "home", spawned["jwt_token"]))
         output = client.get(f"{path}/logs").json()["text"]
         traffic = "\n".join(self.model.requests[before:])
         told = {"traffic": traffic, "output": output, "log": self.service.log}

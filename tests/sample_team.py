@@ -60,7 +60,7 @@ def chatter() -> None:
 
 
 def ask() -> None:
-    """Asks a person three things, says so, and waits at the gate."""
+    """Asks a person three things, and waits at the gate."""
     asked: list[dict[str, Any]] = [
         {"kind": "question", "text": "Up or down?", "choices": ["up", "down"]},
         {"kind": "question", "text": "Which port?"},
@@ -68,7 +68,6 @@ def ask() -> None:
     ]
     for each in asked:
         sample_agent.call("/approvals", each | {"timeout_seconds": 300})
-    sample_agent.call("/events/progress", {"publisher": os.environ["AGENT_ID"], "topic": "progress", "data": {}})
     gate()
 
 

@@ -377,7 +377,7 @@ def test_what_an_agent_asks_is_told_once_with_the_command_that_answers_it(runs: 
     def told() -> list[str]:
         return [note["reason"] for note in runs.events(process, "note") if " asks: " in note["reason"]]
 
-    until(lambda: len(told()) == 3, 30)
+    until(lambda: len(told()) == 3)
     runs.open_gate()
     assert process.wait(60) == 0
     for note, (asked, command) in zip(

@@ -347,8 +347,8 @@ class Pipeline:
         self._issue.wait("agent_exited", "latest", seconds, filter="")
 
     def _follow(self, agent: dict[str, Any]) -> None:
-        """Show the agent until it has ended. Its events wake us: its status is read again after each, and at the view's
-        pace.
+        """Show the agent until it has ended. Its events wake us, and what it asks, which the service publishes: its
+        status is read again after each, and at the view's pace.
         """
         agent_id, shown, cursor = agent["agent_id"], "", "latest"
         while True:
@@ -367,7 +367,7 @@ class Pipeline:
                 if elapsed >= limit and agent_id not in self._ordered:
                     self._ordered[agent_id] = f"took longer than {limit} s (--timeout)"
                     self._issue.call("DELETE", f"/api/agents/{agent_id}")
-            cursor = self._issue.wait("*", cursor, pace, filter=f"publisher:{agent_id}")["scanned_to"]
+            cursor = self._issue.wait("*", cursor, pace, filter=f"publisher:{agent_id}|cco-sidecar")["scanned_to"]
 
     def _tell_what_is_asked(self, agent: dict[str, Any]) -> None:
         """Say once what the agent asks a person, since it waits for that, and how it is answered."""

@@ -232,6 +232,11 @@ class Client:
         assert answer.status_code == 202, answer.text
         return answer.json()
 
+    def spawn(self, issue: str = "issue-1", agent_type: str = "python-specialist", **more: Any) -> Any:
+        answer = self.post("/api/agents/spawn", {"agent_type": agent_type, "issue_id": issue} | more)
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
     def store(
         self, agent_type: str = "python-specialist", status: str = "success", issue: str = "issue-1", **result: Any
     ) -> Any:

@@ -244,9 +244,7 @@ def test_a_context_is_explained_by_rank_score_share_and_reasons(cco: Callable[..
 def ids(here: Here) -> dict[str, str]:
     client = here.client()
     result = client.store(issue="cli-1")["id"]
-    agent = client.post(
-        "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "cli-1", "task": "exit 0"}
-    ).json()["agent_id"]
+    agent = client.spawn("cli-1", task="exit 0")["agent_id"]
     until(lambda: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
     return {"result": result, "agent": agent}
 
@@ -426,19 +424,8 @@ def test_of_a_refused_token_it_is_told_that_it_is_the_one_of_the_variable_and_wh
 def test_a_token_made_on_the_command_line_is_what_it_was_asked_to_be(
     here: Here, cco: Callable[..., tuple[int, str, str]]
 ) -> None:
-    _, out, _ = cco(
-        "token",
-        "--type",
-        "python-specialist",
-        "--agent-id",
-        "py-1",
-        "--issue",
-        "i-1",
-        "--ttl",
-        "60",
-        "--permissions",
-        "read_context",
-    )
+    words = "token --type python-specialist --agent-id py-1 --issue i-1 --ttl 60 --permissions read_context"
+    _, out, _ = cco(*words.split())
     claims = jwt.decode(out.strip(), (here.storage / "jwt.secret").read_text(), algorithms=["HS256"])
     assert (claims["sub"], claims["agent_type"], claims["issue_id"], claims["project_id"]) == (
         "py-1",
@@ -834,20 +821,8 @@ def test_a_follower_goes_on_over_a_restart_and_never_repeats_or_misses(tmp_path:
 
 @pytest.mark.parametrize("code", [0, 9])
 def test_waiting_for_an_agent_ends_with_its_exit_code_and_shows_its_output(here: Here, code: int, issue: str) -> None:
-    words = [
-        "agent",
-        "spawn",
-        "--type",
-        "python-specialist",
-        "--issue",
-        issue,
-        "--task",
-        f"exit {code}",
-        "--wait",
-        "--format",
-        "json",
-    ]
-    ended = here.run(*words)
+    spawn = f"agent spawn --type python-specialist --issue {issue} --wait --format json --task"
+    ended = here.run(*spawn.split(), f"exit {code}")
     assert ended.returncode == code, ended.stderr
     status = json.loads(ended.stdout)
     assert (status["exit_code"], status["state"]) == (code, "failed" if code else "completed")
@@ -975,13 +950,7 @@ def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_kille
     here: Here, tmp_path: Path, issue: str
 ) -> None:
     client = here.client()
-    spawn = {
-        "agent_type": "python-specialist",
-        "issue_id": issue,
-        "task": "slow 0",
-        "environment": {"TEST_GATE": str(tmp_path / "gate")},
-    }
-    agent = client.post("/api/agents/spawn", spawn).json()["agent_id"]
+    agent = client.spawn(issue, task="slow 0", environment={"TEST_GATE": str(tmp_path / "gate")})["agent_id"]
     follower, lines = here.follow("agent", "logs", agent, "-f")
     until(lambda: lines() == ["working on slow 0"])
     assert follower.poll() is None
@@ -996,9 +965,7 @@ def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_kille
         "done",
     ]
 
-    stuck = client.post("/api/agents/spawn", spawn | {"environment": {"TEST_GATE": str(tmp_path / "never")}}).json()[
-        "agent_id"
-    ]
+    stuck = client.spawn(issue, task="slow 0", environment={"TEST_GATE": str(tmp_path / "never")})["agent_id"]
     killed = here.run("agent", "kill", stuck, "--format", "json")
     assert killed.returncode == 0 and json.loads(killed.stdout)["ending"] is True
     assert until(lambda: client.get(f"/api/agents/{stuck}/status").json()["ended_at"])
@@ -1011,18 +978,7 @@ def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_kille
 def test_the_doctor_finds_a_healthy_installation_good(here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = cco("doctor", "--format", "json")
     checks = {row["check"]: row for row in json.loads(out)["checks"]}
-    assert list(checks) == [
-        "storage",
-        "secret",
-        "lock",
-        "service",
-        "port",
-        "project",
-        "git",
-        "watcher",
-        "plugins",
-        "agent command",
-    ]
+    assert list(checks) == [*"storage secret lock service port project git watcher plugins".split(), "agent command"]
     assert {name for name, row in checks.items() if row["verdict"] != "good"} <= {
         "agent command"
     }  # that depends on the machine
@@ -1141,9 +1097,8 @@ def test_a_command_that_is_interrupted_says_nothing_and_leaves_nothing(
 ) -> None:
     client = here.client()
     if words.startswith("agent"):
-        environment = {"TEST_GATE": str(tmp_path / "gate")}
-        body = {"agent_type": "test-engineer", "issue_id": "cut", "task": "slow 0", "environment": environment}
-        words += " " + client.post("/api/agents/spawn", body).json()["agent_id"]
+        gate = {"TEST_GATE": str(tmp_path / "gate")}
+        words += " " + client.spawn("cut", "test-engineer", task="slow 0", environment=gate)["agent_id"]
 
     def waits() -> bool:
         return client.get("/status").json()["events"]["active_subscriptions"] > 0

@@ -275,12 +275,6 @@ def test_a_key_used_on_all_at_the_same_time_is_used_once(team: Team, issue: str)
 # -- agents
 
 
-def spawn(sidecar: Service, issue: str) -> Any:
-    answer = sidecar.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": issue})
-    assert answer.status_code in (200, 201, 202), answer.text
-    return answer.json()
-
-
 def state(sidecar: Service, agent_id: str) -> str | None:
     answer = sidecar.client().get(f"/api/agents/{agent_id}/status")
     return answer.json()["state"] if answer.status_code == 200 else None
@@ -295,7 +289,7 @@ def test_agents_of_all_machines_are_seen_everywhere_and_ended_through_the_one_th
     team: Team, issue: str
 ) -> None:
     a, b, c = team.sidecars
-    spawned = at_once(lambda sidecar: spawn(sidecar, issue), team.sidecars)
+    spawned = at_once(lambda sidecar: sidecar.client().spawn(issue), team.sidecars)
     agents = [agent["agent_id"] for agent in spawned]
     assert len(set(agents)) == 3
     for sidecar in team.sidecars:
@@ -320,7 +314,7 @@ def test_agents_of_all_machines_are_seen_everywhere_and_ended_through_the_one_th
 
 def test_an_agent_whose_machine_is_away_is_not_ended_and_its_machine_is_named(team: Team, issue: str) -> None:
     away = team.sidecar().start()
-    agent = spawn(away, issue)["agent_id"]
+    agent = away.client().spawn(issue)["agent_id"]
     a = team.sidecars[0]
     until(lambda: state(a, agent) == "running")
     away.kill()
@@ -465,7 +459,7 @@ def test_a_context_shows_results_of_a_snapshot_whose_events_have_expired(
 def test_what_no_sidecar_of_the_project_wrote_is_passed_over(team: Team, nats: Servers, issue: str) -> None:
     subject, stream = f"cco.{PROJECT}", f"cco-{PROJECT}"
     a, b, c = team.sidecars
-    agent = spawn(a, issue)["agent_id"]
+    agent = a.client().spawn(issue)["agent_id"]
     until(lambda: state(b, agent) == "running")
     known = [a.client().publish("sealed", {"issue_id": issue})["event_id"]]
     ours = last_entry(nats.url, stream)

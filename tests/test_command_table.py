@@ -473,9 +473,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     client = running.client()
     client.store(issue="i-1", decisions=NAMES, agent_notes="→")
     client.publish("noted", {"text": "→ naïve 😀 é"}, topic="Ωmega-é")
-    spawned = client.post(
-        "/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1", "task": "→"}
-    ).json()["agent_id"]
+    spawned = client.spawn("i-1", task="→")["agent_id"]
     until(lambda: client.get(f"/api/agents/{spawned}/status").json()["ended_at"])
     running.env["AGENT"] = spawned
     yield running
@@ -651,9 +649,7 @@ def test_a_service_serves_whatever_becomes_of_its_output(tmp_path: Path, reposit
         service = Service(repository, storage)
         service.info = info
         client = service.client(project_id="repository")
-        spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()[
-            "agent_id"
-        ]
+        spawned = client.spawn("i-1")["agent_id"]
         ended = until(lambda: (status := client.get(f"/api/agents/{spawned}/status").json())["ended_at"] and status)
         assert (ended["state"], ended["exit_code"]) == ("completed", 0)
         assert client.get(f"/api/agents/{spawned}/logs").json()["text"] == "heard\n"

@@ -1684,8 +1684,7 @@ def test_a_task_of_30000_characters_is_answered_like_any_other(
     for number, filler in enumerate(FILLERS):
         body = "".join(map(filler.format, range(10_000)))
         task = f"The session loses its cookie\n{body}"[:30_000]
-        request = {"agent_type": "python-specialist", "issue_id": f"long-{number}", "task": task}
-        assert client.post("/api/agents/spawn", request).status_code == 201, filler
+        client.spawn(f"long-{number}", task=task)
         context = context_of(client, issue=f"long-{number}")
         assert context["relevant_files"][0]["path"] == "src/session_store.py", filler
         assert context["metadata"]["task_matched"] is True, filler

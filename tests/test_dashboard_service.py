@@ -282,8 +282,7 @@ def told(service: Service) -> Client:
     """An architect who has told a story on the issue i-story: a result, an agent, events, and an answered question."""
     architect = service.client()
     architect.store(issue="i-story", decisions=["Use OAuth", *HOSTILE], files_created=["a.py", "b`.py"])
-    body = {"agent_type": "test-engineer", "issue_id": "i-story", "task": "# Test the login\n" + HOSTILE[0]}
-    agent = architect.post("/api/agents/spawn", body).json()["agent_id"]
+    agent = architect.spawn("i-story", "test-engineer", task="# Test the login\n" + HOSTILE[0])["agent_id"]
     assert architect.wait("agent_exited", since="earliest", filter=f"agent_id:{agent}", timeout=20_000)["events"]
     architect.publish("note", {"issue_id": "i-story", "text": HOSTILE[2], "__proto__": {"a": 1}, "big": 10**30})
     architect.publish("note", {"issue_id": ["i-story", "i-other"], "text": "both"})
@@ -333,8 +332,7 @@ def test_how_an_issue_stands(service: Service, told: Client) -> None:
     told.store("python-specialist", issue="i-idle")
     told.store("python-specialist", "failed", issue="i-failed")
     told.post("/api/approvals", {"kind": "question", "text": "Which?", "issue_id": "i-waiting"})
-    body = {"agent_type": "python-specialist", "issue_id": "i-working", "environment": {"TEST_SECONDS": "60"}}
-    agent = operator(service).post("/api/agents/spawn", body).json()["agent_id"]
+    agent = operator(service).spawn("i-working", environment={"TEST_SECONDS": "60"})["agent_id"]
     states = {row["issue_id"]: row for row in told.get("/api/issues", limit=1000).json()["issues"]}
     assert {name: row["state"] for name, row in states.items()}.items() >= {
         "i-done": "done", "i-idle": "idle", "i-failed": "failed", "i-waiting": "waiting", "i-working": "working",

@@ -82,9 +82,7 @@ def test_a_team_finishes_an_issue_and_a_crash_loses_nothing(
     until(lambda: parked(architect, 2))
 
     # A real agent reads its context, says how it goes and stores what it did.
-    answer = architect.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": issue, "task": "work"})
-    assert answer.status_code == 201, answer.text
-    coder = answer.json()
+    coder = architect.spawn(issue, task="work")
     for poll in (progress, completed):
         poll.join(30)
     (told,) = progress.answer["events"]
@@ -119,8 +117,7 @@ def test_a_team_finishes_an_issue_and_a_crash_loses_nothing(
     assert "Greet in every language" in context["previous_agent_outputs"][1]["rationale"]  # the coder had seen it too
 
     # The next one is spawned as proposed and works on top of that.
-    answer = architect.post("/api/agents/spawn", {"agent_type": "test-engineer", "issue_id": issue, "task": "work"})
-    tester = answer.json()
+    tester = architect.spawn(issue, "test-engineer", task="work")
     until(lambda: architect.get(tester["webhook_url"]).json()["state"] == "completed")
     status = architect.get("/status").json()
     assert (status["agents"]["spawned_total"], status["agents"]["completed"], status["agents"]["active"]) == (2, 2, 0)

@@ -147,20 +147,6 @@ def test_a_failure_of_the_service_is_answered_with_its_code(
     check_error(Client(service.url, None).get("/api/nothing"), "REQ_002")  # and it goes on
 
 
-def test_too_many_agents_are_refused_until_one_ends(make_service: Callable[..., Service]) -> None:
-    service = make_service("--max-agents", "1", "--agent-command", "sleep 60")
-    architect, body = service.client(), {"agent_type": "python-specialist", "issue_id": "issue-1"}
-    first = architect.post("/api/agents/spawn", body)
-    assert first.status_code == 201
-    refused = architect.post("/api/agents/spawn", body)
-    assert check_error(refused, "AGT_003")["retry_after_seconds"] == int(refused.headers["Retry-After"]) > 0
-    architect.end(first.json())
-    assert architect.wait("agent_exited", timeout=10_000)["events"]
-    again = architect.post("/api/agents/spawn", body)
-    assert again.status_code == 201
-    architect.end(again.json())
-
-
 def test_every_error_code_is_covered_here() -> None:
     by_service = {"EVT_001", "STR_001", "STR_002", "CTX_001", "AGT_003"}
     before_the_request = {"REQ_008", "REQ_009"}  # test_malformed.py
@@ -791,14 +777,6 @@ def test_hang_ups_leave_no_traceback_in_the_log(service: Service) -> None:
     until(lambda: service.log[before:].count("/api/events/wait/never 499") == 2)
     assert service.client().get("/status").json()["events"]["active_subscriptions"] == 0
     assert "Traceback" not in service.log[before:], service.log[before:]
-
-
-def test_a_poll_whose_client_hangs_up_is_forgotten(service: Service, architect: Client) -> None:
-    for _ in range(20):
-        with connect(service) as connection:
-            connection.sendall(head_of(service, "GET", "/api/events/wait/never?timeout=60000"))
-            until(lambda: architect.get("/status").json()["events"]["active_subscriptions"] == 1)
-        until(lambda: architect.get("/status").json()["events"]["active_subscriptions"] == 0)
 
 
 def test_polls_whose_clients_reset_the_connection_behind_their_head_are_forgotten(service: Service) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from conftest import PROJECT, Client, Service, until
+from conftest import Client, Service, body_of, until
 
 
 def in_background(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -480,14 +480,7 @@ def test_a_full_disk_is_told_and_recovered_from(make_service: Callable[..., Serv
     try:
         refused = client.post("/api/events/lost", {"publisher": "x", "topic": "t", "data": {}})
         assert (refused.status_code, refused.json()["code"]) == (500, "EVT_001")
-        body = {
-            "agent_id": "a",
-            "agent_type": "python-specialist",
-            "issue_id": "i",
-            "project_id": "project-abc",
-            "result": {"status": "success"},
-        }
-        refused = client.post("/api/results", body)
+        refused = client.post("/api/results", body_of())
         assert (refused.status_code, refused.json()["code"]) == (500, "STR_001")
         health = client.get("/health")
         assert health.status_code == 503 and health.json()["status"] == "unhealthy"
@@ -515,8 +508,7 @@ def test_a_service_whose_files_can_grow_by_less_than_a_result_takes_is_unhealthy
     held = len(log.read_bytes().rstrip(b"\0"))  # zeros follow, over which it is written
     process.rlimit(psutil.RLIMIT_FSIZE, (held + room, before[1]))
     try:
-        body = {"agent_id": "a", "agent_type": "test-engineer", "issue_id": "other", "project_id": PROJECT}
-        refused = client.post("/api/results", body | {"result": {"status": "success"}})
+        refused = client.post("/api/results", body_of("other"))
         assert (refused.status_code, refused.json()["code"]) == (500, "STR_001")
         assert client.get("/health").status_code == 503
     finally:

@@ -72,10 +72,7 @@ class World(Service):
         )
 
     def spawn(self, task: str, issue: str, agent_type: str = "python-specialist") -> str:
-        body = {"agent_type": agent_type, "issue_id": issue, "task": task}
-        answer = self.client().post("/api/agents/spawn", body)
-        assert answer.status_code == 201, answer.text
-        return str(answer.json()["agent_id"])
+        return str(self.client().spawn(issue, agent_type, task=task)["agent_id"])
 
     def agent(self, agent_id: str) -> Any:
         return self.client().get(f"/api/agents/{agent_id}/status").json()

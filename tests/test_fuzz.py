@@ -84,9 +84,7 @@ def test_a_result_with_no_time_of_its_own_is_as_the_document_says(service: Servi
 @pytest.mark.parametrize("since", [2**53, 2**63 - 1, 2**63, 10**30])
 def test_a_log_is_empty_behind_its_end_however_far(fuzzed: Service, since: int) -> None:
     client = fuzzed.client()
-    agent = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()[
-        "agent_id"
-    ]
+    agent = client.spawn()["agent_id"]
     until(lambda: client.get(f"/api/agents/{agent}/status").json()["state"] == "completed")
     answer = client.get(f"/api/agents/{agent}/logs", since=since)
     assert answer.status_code in (200, 400), answer.text

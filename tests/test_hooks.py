@@ -545,7 +545,7 @@ def test_a_plugin_says_why_an_agent_cannot_work(plugged: Service, issue: str) ->
 
 def test_a_plugin_brings_its_own_owner_of_agents_processes(plugged: Service, issue: str) -> None:
     client = plugged.client()
-    spawned = client.post("/api/agents/spawn", {"agent_type": "wizard", "issue_id": issue}).json()
+    spawned = client.spawn(issue, "wizard")
     path = f"/api/agents/{spawned['agent_id']}"
     until(lambda: client.get(f"{path}/status").json()["ended_at"])
     assert client.get(f"{path}/logs").json()["text"] == f"wizard {issue}  started by a plugin's owner\n"
@@ -553,7 +553,7 @@ def test_a_plugin_brings_its_own_owner_of_agents_processes(plugged: Service, iss
 
 def test_a_plugin_speaks_for_an_agent_that_stored_nothing(plugged: Service, issue: str) -> None:
     client, issue = plugged.client(), f"spoken-{issue}"
-    agent = client.post("/api/agents/spawn", {"agent_type": "mage", "issue_id": issue}).json()["agent_id"]
+    agent = client.spawn(issue, "mage")["agent_id"]
     until(lambda: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
     (stored,) = client.get("/api/results", issue_id=issue).json()["results"]
     assert (stored["source"], stored["agent_id"]) == ("sidecar", agent)

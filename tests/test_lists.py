@@ -72,9 +72,7 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, 
 
 
 def spawn(client: Client, issue: str, task: str, agent_type: str = "python-specialist") -> str:
-    answer = client.post("/api/agents/spawn", {"agent_type": agent_type, "issue_id": issue, "task": task})
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["agent_id"])
+    return str(client.spawn(issue, agent_type, task=task)["agent_id"])
 
 
 @pytest.fixture

@@ -714,7 +714,7 @@ def test_a_user_without_a_name_and_a_home_is_served_from_the_storage_that_was_na
         "Greet politely",
         "Initial commit",
     ]
-    agent = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()["agent_id"]
+    agent = client.spawn("i-1")["agent_id"]
     assert until(lambda: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
     found = run("agent", "logs", agent, "--storage", str(service.storage), cwd=repository, module=module)
     assert (found.returncode, found.stdout, found.stderr) == (0, "heard\n", "")
@@ -748,9 +748,7 @@ def test_a_root_whose_name_is_not_utf_8_is_served(
     assert client.get("/api/context/i-1/python-specialist").json()["context"]["git_context"]["branch"] == "main"
     assert service.info["root"] == f"{tmp_path}/{name.decode('utf-8', 'replace')}"
     client.store(issue="i-1")
-    agent_id = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-1"}).json()[
-        "agent_id"
-    ]
+    agent_id = client.spawn("i-1")["agent_id"]
     assert until(lambda: client.get(f"/api/agents/{agent_id}/status").json()["ended_at"])
     assert client.get(f"/api/agents/{agent_id}/logs").json()["text"] == f"True {len(str(root))}\n"
     (root / "new.py").write_text("x = 1\n")
@@ -789,7 +787,7 @@ def test_everything_in_the_storage_is_for_its_user_alone(
     client = service.client()
     client.store()
     client.get("/api/context/issue-1/python-specialist", task="session")
-    spawned = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()
+    spawned = client.spawn()
     until(lambda: client.get(f"/api/agents/{spawned['agent_id']}/status").json()["ended_at"])
     folders = [storage, *(path for path in storage.rglob("*") if path.is_dir())]
     files = [path for path in storage.rglob("*") if path.is_file()]

@@ -768,10 +768,7 @@ def test_a_configured_secret_signs(make_service: Callable[..., Service], reposit
 def test_the_token_of_an_ended_agent_is_refused_for_good(make_service: Callable[..., Service], setup: str) -> None:
     service = make_service("--agent-command", "sleep 60")
     architect = service.client()
-    agents = [
-        architect.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()
-        for _ in range(2)
-    ]
+    agents = [architect.spawn() for _ in range(2)]
     ended, living = (Client(service.url, agent["jwt_token"]) for agent in agents)
     assert ended.get("/status").status_code == living.get("/status").status_code == 200
     clients = [ended]
@@ -797,9 +794,7 @@ def test_the_token_of_an_ended_agent_is_refused_for_good(make_service: Callable[
 @pytest.mark.needs_plugin("tokens/renewal renews them in their files")
 def test_the_token_file_of_a_running_agent_is_renewed_before_it_expires(make_service: Callable[..., Service]) -> None:
     service = make_service("--agent-command", "sleep 60", "--token-ttl", "4")
-    spawned = (
-        service.client().post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}).json()
-    )
+    spawned = service.client().spawn()
     path = service.storage / "agents" / spawned["agent_id"] / "token"
     assert path.read_text() == spawned["jwt_token"]
     assert path.stat().st_mode & 0o777 == 0o600

@@ -735,24 +735,6 @@ def test_an_agent_that_spoils_its_own_output_is_answered_for_and_ends(
     assert state(architect, agent_id)["state"] == "completed"
 
 
-@pytest.mark.needs_plugin("agents/agent_list lists them")
-def test_agents_are_listed_newest_last(architect: Client, issue: str) -> None:
-    ids = [spawn(architect, task, issue)["agent_id"] for task in ("succeed", "fail", "hang")]
-    for agent_id in ids[:2]:
-        state(architect, agent_id)
-    listed = architect.get("/api/agents", issue_id=issue).json()
-    assert [agent["agent_id"] for agent in listed["agents"]] == ids
-    assert [
-        agent["agent_id"] for agent in architect.get("/api/agents", issue_id=issue, state="failed").json()["agents"]
-    ] == ids[1:2]
-    page = architect.get("/api/agents", issue_id=issue, limit=2, since="earliest").json()
-    assert [agent["agent_id"] for agent in page["agents"]] == ids[:2]
-    assert [
-        agent["agent_id"]
-        for agent in architect.get("/api/agents", issue_id=issue, since=page["next_cursor"]).json()["agents"]
-    ] == ids[2:]
-
-
 @pytest.mark.needs_plugin("agents/end orders it")
 def test_status_counts_the_agents(make_service: Callable[..., Service]) -> None:
     architect = make_service(*COMMAND, "--stop-agents").client()

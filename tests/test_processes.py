@@ -174,13 +174,14 @@ def test_a_process_that_starts_when_its_spawn_was_given_up_is_ended(
     assert asyncio.run(scene()) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("more", [(), ("--no-plugins",)], ids=["with plugins", "without"])
 def test_a_program_that_cannot_be_run_is_said_and_leaves_nothing(
-    make_service: Callable[..., Service], tmp_path: Path
+    make_service: Callable[..., Service], tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     broken = tmp_path / "broken"
     broken.write_bytes(b"\x7fELF" + bytes(100))
     broken.chmod(0o755)
-    service = make_service("--no-plugins", "--agent-command", json.dumps([str(broken)]))
+    service = make_service(*more, "--agent-command", json.dumps([str(broken)]))
     answer = service.client().post("/api/agents/spawn", request())
     assert (answer.status_code, answer.json()["code"]) == (500, "AGT_001")
     assert "broken: " in answer.json()["message"] and str(tmp_path) not in answer.text

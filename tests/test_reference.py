@@ -378,15 +378,6 @@ def test_a_context_has_every_documented_field(service: Service, architect: Clien
     assert first["files_affected"] == ["requirements.txt"]
 
 
-def test_a_context_tells_whether_it_came_from_the_cache(coder: Client, issue: str) -> None:
-    path = f"/api/context/{issue}/python-specialist"
-    first = coder.get(path).json()
-    assert first["cache_hit"] is False
-    second = coder.get(path).json()
-    assert second["cache_hit"] is True
-    assert second["context"] == first["context"]
-
-
 def test_clearing_the_cache_counts_what_was_there(coder: Client, issue: str) -> None:
     sizes = 0
     for agent_type in ("python-specialist", "test-engineer", "security-auditor"):

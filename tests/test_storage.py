@@ -1572,37 +1572,6 @@ def test_results_at_once_on_one_issue_route_as_if_one_came_after_the_other(servi
 
 
 @pytest.mark.any_storage
-def test_results_are_listed_by_issue_type_and_status_in_pages_newest_last(architect: Client, issue: str) -> None:
-    rows = [
-        ("python-specialist", "failed"),
-        ("python-specialist", "success"),
-        ("test-engineer", "success"),
-        ("test-engineer", "partial"),
-    ]
-    ids = [architect.store(agent_type, status, issue)["id"] for agent_type, status in rows]
-
-    def listed(**query: Any) -> list[str]:
-        return [record["id"] for record in architect.get("/api/results", issue_id=issue, **query).json()["results"]]
-
-    assert listed() == ids
-    assert listed(agent_type="test-engineer") == ids[2:] and listed(status="success") == ids[1:3]
-    assert (
-        listed(agent_type="test-engineer", status="partial") == ids[3:] and listed(agent_type="rust-specialist") == []
-    )
-    page = architect.get("/api/results", issue_id=issue, limit=3, since="earliest").json()
-    assert [record["id"] for record in page["results"]] == ids[:3] and page["next_cursor"] == ids[2]
-    assert listed(since=page["next_cursor"]) == ids[3:]
-    assert architect.get("/api/results", issue_id=issue, since=ids[-1]).json() == {
-        "results": [],
-        "next_cursor": None,
-        "has_more": False,
-    }
-    for query in ({"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"since": "nothing"}):
-        assert architect.get("/api/results", **query).status_code == 400, query
-    assert architect.get("/api/results/result-unknown").status_code == 404
-
-
-@pytest.mark.any_storage
 def test_pages_of_large_results_are_bounded_in_bytes_and_lose_nothing(architect: Client, issue: str) -> None:
     ids = [architect.store(issue=issue, rationale="x" * 3_000_000)["id"] for _ in range(4)]
     newest = architect.get("/api/results", issue_id=issue)

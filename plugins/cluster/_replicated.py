@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import random
 import time
@@ -188,7 +189,7 @@ class ReplicatedStorage(GuardedStorage):
         """Let the writer thread apply what was heard."""
         if not self._woken:
             self._woken = True
-            self._queue.put((no_job, NOBODY_WAITS))
+            self._queue.put((lambda records: None, NOBODY_WAITS))
 
     def _tell(self, events: Inserted, revoked: list[str]) -> None:
         """Tell on the loop what others did; nobody waits yet during a start."""
@@ -329,16 +330,5 @@ def without_login(server: str) -> str:
     return server.replace("//" + server.partition("//")[2].rpartition("@")[0] + "@", "//", 1)
 
 
-def no_job(records: Records) -> None:
-    """Wakes the writer thread, so that it applies what was heard."""
-
-
-class Nobody:
-    """In the place of a future that nobody waits for."""
-
-    @staticmethod
-    def done() -> bool:
-        return True
-
-
-NOBODY_WAITS: Any = Nobody()
+NOBODY_WAITS: Any = concurrent.futures.Future()  # in the place of a future that nobody waits for
+NOBODY_WAITS.set_result(None)

@@ -40,7 +40,13 @@ from cco_sidecar import (
     settings_from,
 )
 from cco_sidecar_plugins.commands._client import Client, Refused
-from cco_sidecar_plugins.commands._running import running_settings, runs, settings_of_tree, with_secret, work_trees
+from cco_sidecar_plugins.commands._running import (
+    running_service,
+    running_settings,
+    settings_of_tree,
+    with_secret,
+    work_trees,
+)
 
 SESSION = "session"  # the agent type of connected sessions; their tokens are bound, as those of spawned agents
 LIFE = 3600  # seconds of a session's token
@@ -200,7 +206,7 @@ def for_own_tree(options: argparse.Namespace) -> argparse.Namespace:
     settings, own = settings_from(options), discover_root(Path.cwd())
     if own == settings.root or "storage" in settings.places or own not in work_trees(settings.root):
         return options
-    here, elsewhere = (runs(settings_of_tree(settings, root)) for root in (own, settings.root))
+    here, elsewhere = (running_service(settings_of_tree(settings, root)) for root in (own, settings.root))
     return argparse.Namespace(**vars(options) | {"root": str(own)}) if here or not elsewhere else options
 
 

@@ -68,7 +68,7 @@ def running_nearby(settings: Settings) -> str:
     trees = work_trees(settings.root)
     for root in (*trees, *settings.root.parents):
         other = settings_of_tree(settings, root)
-        if root != settings.root and runs(other):
+        if root != settings.root and running_service(other):
             which = "another work tree of this repository" if root in trees else "a folder around it"
             return f"one runs for {root}, {which}: `{own_command(other)}` before a command uses that"
     return running_below(settings)
@@ -82,10 +82,10 @@ def work_trees(root: Path) -> list[Path]:
     return [Path(os.fsdecode(line.removeprefix(b"worktree "))) for line in listed if line.startswith(b"worktree ")]
 
 
-def runs(settings: Settings) -> bool:
-    """Whether a service is announced whose process there is: after a kill -9 it stays announced."""
+def running_service(settings: Settings) -> SidecarInfo | None:
+    """What a service says of itself whose process there is: after a kill -9 it stays announced."""
     info = read_sidecar_json(settings.storage)
-    return info is not None and psutil.pid_exists(info.pid)
+    return info if info and psutil.pid_exists(info.pid) else None
 
 
 def settings_of_tree(settings: Settings, root: Path) -> Settings:

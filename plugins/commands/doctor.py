@@ -55,7 +55,7 @@ from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Client, Refused, loaded_plugins, told_types
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
-from cco_sidecar_plugins.commands._running import running_settings, start_it
+from cco_sidecar_plugins.commands._running import running_service, running_settings, start_it
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
 from cco_sidecar_plugins.context._watcher import folder_limit
@@ -244,8 +244,7 @@ def is_held(settings: Settings) -> bool:
 def check_lock(settings: Settings) -> str:
     if not is_held(settings):
         return "free"
-    info = read_sidecar_json(settings.storage)
-    if info and psutil.pid_exists(info.pid):
+    if info := running_service(settings):
         return f"held by the running service, pid {info.pid}, as it should be"
     return "note: held by a process that has not announced itself; it may be starting: look again in a moment"
 
@@ -292,8 +291,7 @@ def distrust_of(url: str) -> ssl.SSLCertVerificationError | None:
 
 
 def check_port(settings: Settings) -> str:
-    info = read_sidecar_json(settings.storage)
-    if info and psutil.pid_exists(info.pid):
+    if info := running_service(settings):
         return f"the running service listens on {info.url}"
     try:
         for listener in tornado.netutil.bind_sockets(settings.port, settings.host):

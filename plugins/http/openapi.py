@@ -66,16 +66,7 @@ OPEN = {
     "StoredResult",
 }  # fmt: skip
 # Fields that hold an ISO 8601 time which the service wrote itself, so that it is one for certain.
-MOMENTS = {
-    "ended_at",
-    "expires_at",
-    "last_modified",
-    "last_output_at",
-    "measured_at",
-    "started_at",
-    "stored_at",
-    "timestamp",
-}
+MOMENTS = set("ended_at expires_at last_modified last_output_at measured_at started_at stored_at timestamp".split())
 CLIENTS_MOMENTS = {"ResultSubmission.timestamp", "StoredResult.timestamp"}
 
 WORDS = {  # of a type, of a field of a type, of a field or parameter of any type: the most specific counts
@@ -250,13 +241,8 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 REQUIRED_HEADERS = {"X-Request-ID", "ETag", "Allow", "WWW-Authenticate"}
 OF_TOKENS = ("X-Ignored", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Refreshed-Token")
-OF_STATUS = {
-    401: ("WWW-Authenticate",),
-    405: ("Allow",),
-    415: ("Accept-Encoding",),
-    429: ("Retry-After",),
-    503: ("Retry-After",),
-}
+OF_STATUS = {401: ["WWW-Authenticate"], 405: ["Allow"], 415: ["Accept-Encoding"], 429: ["Retry-After"],
+             503: ["Retry-After"]}  # fmt: skip
 
 EVERYWHERE = (400, 403, 404, 405, 408, 413, 414, 431, 500, 503)
 MORE_CODES = {  # that ERRORS has under another status
@@ -467,7 +453,7 @@ def in_path(row: Route) -> Iterator[dict[str, Any]]:
         if row.endpoint is WaitForEvents:
             schema["pattern"] = rf"^(\*|{schema['pattern'][1:-1]})$"
             words += " `*` is any."
-        yield {"name": name, "in": "path", "required": True, "description": words, "schema": schema}
+        yield parameter(name, "path", words, schema)
 
 
 def in_query(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
@@ -481,23 +467,21 @@ def in_query(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
         schema = refined(schema)
         words = schema.pop("description", None) or words_for(shape.__name__, name)
         shown = {} if default in (None, "") else {"default": default}
-        yield {"name": name, "in": "query", "required": False, "description": words, "schema": schema | shown}
+        yield parameter(name, "query", words, schema | shown)
 
 
 def in_header(endpoint: type[Endpoint]) -> Iterator[dict[str, Any]]:
     if takes_keys(endpoint):
         schema = {"type": "string", "pattern": "^[ -~]{1,255}$"}
         words = "A repeat with the same key and body gives the first answer again, for 24 hours."
-        yield {"name": "Idempotency-Key", "in": "header", "required": False, "description": words, "schema": schema}
+        yield parameter("Idempotency-Key", "header", words, schema)
     if NOT_MODIFIED in problems_of(endpoint):
         words = "The ETag of an earlier answer: 304 where it still holds."
-        yield {
-            "name": "If-None-Match",
-            "in": "header",
-            "required": False,
-            "description": words,
-            "schema": {"type": "string"},
-        }
+        yield parameter("If-None-Match", "header", words, {"type": "string"})
+
+
+def parameter(name: str, place: str, words: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "description": words, "schema": schema}
 
 
 # -- types

@@ -25,10 +25,12 @@ from cco_sidecar import (
     Filter,
     HangUp,
     Inserted,
+    Job,
     Poll,
     Pool,
     Records,
     Row,
+    Storage,
     StorageError,
     WaitQuery,
     Write,
@@ -36,7 +38,6 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import folder_size
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins.storage._gathering import GatheringStorage
 
 log = logging.getLogger("cco")
 
@@ -114,6 +115,38 @@ class TellingBus(EventBus):
             content = content[:told] + b"}"
         missed = msgspec.json.encode({"position": self.event_id(position), "floor": upto})
         return msgspec.structs.replace(poll, content=content[:-1] + self.MISSED + missed + b"}")
+
+
+class GatheringStorage(Storage):
+    """Wakes the writer thread once for what is written in a turn of the loop; what nobody waits for is written with it,
+    or after a moment.
+    """
+
+    BEHIND_SECONDS = 0.02
+
+    def __init__(self, settings: PluginSettings, records: type[Records]) -> None:
+        super().__init__(settings, records)
+        self._gathered: list[Write] = []
+        self._due = False  # at the end of this turn
+
+    def _put(self, job: Job, behind: bool = False) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        self._gathered.append((job, future))
+        if behind:
+            self._loop.call_later(self.BEHIND_SECONDS, self._hand_over)
+        elif not self._due:
+            self._due = True
+            self._loop.call_soon(self._hand_over)
+        return future
+
+    def _hand_over(self) -> None:
+        gathered, self._gathered, self._due = self._gathered, [], False
+        for write in gathered:
+            self._queue.put(write)
+
+    def close(self) -> None:
+        self._hand_over()
+        super().close()
 
 
 class LimitedStorage(GatheringStorage):

@@ -381,13 +381,7 @@ def numbers_in_queries() -> list[tuple[str, str]]:
 def test_a_number_in_a_query_is_written_in_digits(architect: Client, value: str) -> None:
     """JSON knows more spellings of a whole number, and Python still more: one of them is enough for an address."""
     asked = numbers_in_queries()
-    assert {name for _, name in asked} >= {
-        "timeout",
-        "limit",
-        "max_bytes",
-        "max_tokens",
-        "max_files",
-    }
+    assert {name for _, name in asked} >= set("timeout limit max_bytes max_tokens max_files".split())
     for path, name in asked:
         assert f"$.{name}" in check_error(architect.get(path, **{name: value}), "REQ_001")["message"], path
 

@@ -786,24 +786,9 @@ def test_plugins_that_raise_or_answer_nonsense_are_logged_and_the_service_is_hea
     client.store(issue="logged-1")
     client.get("/api/context/logged-1/python-specialist")
     until(lambda: "plugin x_raising: event_published" in plugged.log)
-    for hook in (
-        "register_agent_types",
-        "context_section",
-        "rank_files",
-        "next_agents",
-        "result_stored",
-        "part_class",
-        "startup",
-    ):
+    for hook in "register_agent_types context_section rank_files next_agents result_stored part_class startup".split():
         assert f"plugin x_raising: {hook}: " in plugged.log, hook
-    for hook in (
-        "register_agent_types",
-        "context_section",
-        "rank_files",
-        "next_agents",
-        "part_class",
-        "register_routes",
-    ):
+    for hook in "register_agent_types context_section rank_files next_agents part_class register_routes".split():
         assert f"plugin x_nonsense: {hook}: " in plugged.log, hook
 
 

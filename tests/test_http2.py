@@ -357,26 +357,9 @@ def server(start):
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
-    run(
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        str(folder / "key.pem"),
-        "-out",
-        str(folder / "cert.pem"),
-    )
+    key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem"
+    name = "-days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -out cert.pem"
+    run("openssl", "req", "-x509", *key.split(), *name.split(), cwd=folder)
     return folder / "cert.pem", folder / "key.pem"
 
 
@@ -416,14 +399,8 @@ class Wire:
         self.socket.connect(("127.0.0.1", server.port))
         self.socket.settimeout(PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.encoder, self.decoder, self.buffer, self.frames, self.heads, self.closed = (
-            hpack.Encoder(),
-            hpack.Decoder(),
-            b"",
-            [],
-            {},
-            False,
-        )
+        self.encoder, self.decoder = hpack.Encoder(), hpack.Decoder()
+        self.buffer, self.frames, self.heads, self.closed = b"", [], {}, False
         if greet:
             self.send(preface, SettingsFrame(settings=settings or {}))
 

@@ -193,26 +193,23 @@ ERROR = {
 
 # -- the documented request bodies
 
-FULL_RESULT = {
+WHO = {
     "agent_id": "python-specialist-uuid",
     "agent_type": "python-specialist",
     "issue_id": ISSUE,
     "project_id": PROJECT,
+}
+FULL_RESULT = {
+    **WHO,
     "result": DOCUMENTED_RESULT,
     "timestamp": "2025-11-18T10:05:00Z",
 }
 SHORT_RESULT = {
-    "agent_id": "python-specialist-uuid",
-    "agent_type": "python-specialist",
-    "issue_id": ISSUE,
-    "project_id": PROJECT,
+    **WHO,
     "result": {"status": "success", "files_created": ["src/api.py"], "decisions": ["Implemented REST API"]},
 }
 WORKFLOW_RESULT = {
-    "agent_id": "python-specialist-uuid",
-    "agent_type": "python-specialist",
-    "issue_id": ISSUE,
-    "project_id": PROJECT,
+    **WHO,
     "result": {
         "status": "success",
         "files_created": ["src/api.py", "tests/test_api.py"],

@@ -528,19 +528,8 @@ def test_a_part_of_an_id_that_may_be_several_names_them(
 ) -> None:
     agents = []
     for _ in range(2):
-        spawn = [
-            "agent",
-            "spawn",
-            "--type",
-            "rust-specialist",
-            "--issue",
-            issue,
-            "--task",
-            "exit 0",
-            "--format",
-            "json",
-        ]
-        agents.append(json.loads(cco(*spawn)[1])["agent_id"])
+        spawn = f"agent spawn --type rust-specialist --issue {issue} --format json --task"
+        agents.append(json.loads(cco(*spawn.split(), "exit 0")[1])["agent_id"])
     for words in (["agent", "status"], ["agent", "logs"], ["agent", "kill"]):
         code, _, err = cco(*words, "rust-specialist-")
         assert code == 2 and all(agent in err for agent in agents) and err.endswith(": type more of it\n"), err

@@ -625,18 +625,8 @@ def test_a_refusal_that_nobody_hears_keeps_its_exit_code(tmp_path: Path, kind: s
 def test_a_service_serves_whatever_becomes_of_its_output(tmp_path: Path, repository: Path, kind: str) -> None:
     storage = tmp_path / "storage"
     agent = json.dumps([sys.executable, "-c", "print('heard')"])
-    words = [
-        sys.executable,
-        str(MODULE),
-        "--port",
-        "0",
-        "--storage",
-        str(storage),
-        "--agent-command",
-        agent,
-        "--log-level",
-        "debug",
-    ]
+    options = ["--port=0", f"--storage={storage}", f"--agent-command={agent}", "--log-level=debug"]
+    words = [sys.executable, str(MODULE), *options]
     line = f"exec {shlex.join(words)} {kind}" if "|" not in kind else f"{shlex.join(words)} {kind}"
     process = subprocess.Popen(
         ["sh", "-c", line], cwd=repository, env=clean_environment(PYTHONIOENCODING="ascii"), stderr=subprocess.DEVNULL

@@ -123,17 +123,8 @@ def test_answers_that_hold_tokens_are_never_compressed(make_service: Callable[..
 @pytest.mark.parametrize("protocol", ["--http1.1", "--http2-prior-knowledge"])
 def test_curl_reads_compressed_answers_over_both_protocols(large: Service, protocol: str) -> None:
     for _ in range(2):
-        command = [
-            needed("curl"),
-            "-sS",
-            "--compressed",
-            protocol,
-            "-D",
-            "-",
-            "-H",
-            f"Authorization: Bearer {large.token()}",
-            large.url + CONTEXT,
-        ]
+        token = ["-H", f"Authorization: Bearer {large.token()}"]
+        command = [needed("curl"), "-sS", "--compressed", protocol, "-D", "-", *token, large.url + CONTEXT]
         head, _, content = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout.partition(
             b"\r\n\r\n"
         )

@@ -272,16 +272,8 @@ def test_a_command_of_the_users_own_runs_all_agents(
 
 
 def test_the_table_says_where_types_come_from(service: Service) -> None:
-    told = run(
-        "agent",
-        "types",
-        "--format",
-        "json",
-        "--agent-types",
-        "mine=qa,scribe=coding",
-        cwd=service.root,
-        HOME=str(service.root),
-    )
+    words = "agent types --format json --agent-types mine=qa,scribe=coding"
+    told = run(*words.split(), cwd=service.root, HOME=str(service.root))
     rows = {row["agent_type"]: row for row in json.loads(told.stdout)["agent_types"]}
     assert (rows["Py-Tester"]["from"], rows["Py-Tester"]["category"]) == (".claude/agents/t.md", "qa")
     assert (rows["scribe"]["from"], rows["scribe"]["category"]) == (".opencode/agent/scribe.md", "coding")

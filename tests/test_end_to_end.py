@@ -19,17 +19,8 @@ AGENT = json.dumps([sys.executable, str(ROOT / "tests/sample_agent.py")])
 
 
 def token_from_the_command_line(service: Service) -> str:
-    command = [
-        sys.executable,
-        str(MODULE),
-        "token",
-        "--type",
-        "chief-architect",
-        "--root",
-        str(service.root),
-        "--storage",
-        str(service.storage),
-    ]
+    where = [f"--root={service.root}", f"--storage={service.storage}"]
+    command = [sys.executable, str(MODULE), "token", "--type=chief-architect", *where]
     done = subprocess.run(
         [*command, "--project", PROJECT],
         capture_output=True,

@@ -323,25 +323,10 @@ def test_head_on_a_wait_takes_no_event_away(architect: Client, issue: str) -> No
     assert [event["event_id"] for event in got["events"]] == [published["event_id"]]
 
 
-BAD_PATHS = [
-    "%2e%2e",
-    "..",
-    "a..b",
-    ".hidden",
-    "-x",
-    "a%20b",
-    "a%2Fb",
-    "%00",
-    "a%0Ab",
-    "%ff",
-    "ü",
-    "x" * 129,
-    "%F0%9F%92%A9",
-    "a;b",
-]
+BAD_PATHS = "%2e%2e .. a..b .hidden -x a%20b a%2Fb %00 a%0Ab %ff ü %F0%9F%92%A9 a;b".split()
 
 
-@pytest.mark.parametrize("name", BAD_PATHS)
+@pytest.mark.parametrize("name", [*BAD_PATHS, "x" * 129])
 def test_names_in_paths_that_are_no_identifiers_are_400(service: Service, name: str, setup: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", int(service.url.rpartition(":")[2]), timeout=10)
     token = service.token()

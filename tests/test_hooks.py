@@ -411,16 +411,8 @@ def test_a_plugin_adds_agent_types(plugged: Service) -> None:
     assert wizard.get("/api/context/issue-1/wizard").status_code == 200
     assert wizard.get("/api/context/issue-1/warlock").json()["code"] == "AGT_002"
     assert wizard.store("wizard", issue="w-1")["next_agents"][0]["agent_type"] == "test-engineer"
-    minted = run(
-        "token",
-        "--type",
-        "wizard",
-        "--plugins",
-        str(plugged.arguments[1]),
-        "--storage",
-        str(plugged.storage),
-        cwd=plugged.root,
-    )
+    where = [f"--plugins={plugged.arguments[1]}", f"--storage={plugged.storage}"]
+    minted = run("token", "--type=wizard", *where, cwd=plugged.root)
     assert minted.returncode == 0, minted.stderr
 
 

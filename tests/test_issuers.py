@@ -219,16 +219,7 @@ def test_without_the_plugin_a_configured_key_stops_the_start(
     tmp_path: Path, repository: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "key.pem").write_bytes(public(KEYS["EdDSA"]))
-    command = [
-        "serve",
-        "--root",
-        str(repository),
-        "--storage",
-        str(tmp_path / "storage"),
-        "--port",
-        "0",
-        "--no-plugins",
-    ]
+    command = ["serve", f"--root={repository}", f"--storage={tmp_path / 'storage'}", "--port=0", "--no-plugins"]
     assert cco_sidecar.main([*command, "--jwt-public-key", str(tmp_path / "key.pem")]) == 2
     assert (
         capfd.readouterr().err

@@ -493,17 +493,7 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
     rows = client.get("/api/agents").json()["agents"]
     assert [bool(row["reason"]) for row in rows] == [True, True, True, False]
     env = clean_environment(CCO_SIDECAR_STORAGE=str(service.storage))
-    words = [
-        "agent",
-        "spawn",
-        "--type",
-        "python-specialist",
-        "--issue",
-        "41",
-        "--task",
-        repr(CANNOT_WORK[6][0]),
-        "--wait",
-    ]
+    words = [*"agent spawn --type python-specialist --issue 41 --wait --task".split(), repr(CANNOT_WORK[6][0])]
     ended = subprocess.run(
         [sys.executable, str(MODULE), *words], cwd=service.root, env=env, capture_output=True, text=True, timeout=60
     )

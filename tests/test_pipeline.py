@@ -47,19 +47,8 @@ class Runs:
     def start(self, *words: str, script: Any = None, out: Any = None, **env: str) -> subprocess.Popen[bytes]:
         """Run in the background; what it prints goes to a file of its own, `output` reads it."""
         task = [] if script is None else ["--task", json.dumps(script)]
-        command = [
-            sys.executable,
-            str(MODULE),
-            "run",
-            "--root",
-            str(self.root),
-            "--storage",
-            str(self.storage),
-            "--project",
-            PROJECT,
-            *task,
-            *words,
-        ]
+        where = [f"--root={self.root}", f"--storage={self.storage}", f"--project={PROJECT}"]
+        command = [sys.executable, str(MODULE), "run", *where, *task, *words]
         number = len(self.started)
         with self.path(number, "out").open("wb") as stdout, self.path(number, "err").open("wb") as stderr:
             streams = {"stdin": subprocess.DEVNULL, "stdout": out or stdout, "stderr": stderr}
@@ -959,17 +948,8 @@ def test_a_service_that_another_pipeline_still_uses_stays_until_that_has_ended(r
     )
     at_the_gate(runs, first, "chief-architect")
     service = runs.service(first)
-    second = runs.start(
-        "--format",
-        "json",
-        "--issue",
-        "i-2",
-        "--type",
-        "go-specialist",
-        "--until",
-        "coding",
-        script={"go-specialist": ["hang"]},
-    )
+    words = "--format json --issue i-2 --type go-specialist --until coding"
+    second = runs.start(*words.split(), script={"go-specialist": ["hang"]})
     agent = at_the_gate(runs, second, "go-specialist")
     runs.open_gate()
     assert first.wait(30) == 0

@@ -1537,18 +1537,8 @@ def register_commands(commands):
 def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Path) -> None:
     shutil.copy(MODULE, repository / "cco_sidecar.py")
     uv = Path(sys.executable).with_name("uv")
-    command = [
-        str(uv),
-        "run",
-        "--quiet",
-        "--python",
-        sys.executable,
-        "cco_sidecar.py",
-        "--port",
-        "0",
-        "--storage",
-        str(tmp_path / "storage"),
-    ]
+    script = ["cco_sidecar.py", "--port=0", f"--storage={tmp_path / 'storage'}"]
+    command = [str(uv), "run", "--quiet", f"--python={sys.executable}", *script]
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(command, cwd=repository, env=clean_environment(), stdout=output, stderr=output)
     try:

@@ -157,17 +157,9 @@ def test_a_bad_pair_at_the_start_is_one_line_and_exit_code_2(tmp_path: Path) -> 
     make_pair(tmp_path, "one", password=b"secret")
     for certificate in ("cert.pem", "nothing.pem"):
         pair = ["--tls-cert", str(tmp_path / certificate), "--tls-key", str(tmp_path / "key.pem")]
-        command = [
-            sys.executable,
-            str(MODULE),
-            "--root",
-            str(tmp_path),
-            "--storage",
-            str(tmp_path.parent / "refused"),
-            "--port",
-            "0",
-        ]
-        ended = subprocess.run([*command, *pair], capture_output=True, text=True, timeout=30, env=clean_environment())
+        where = [f"--root={tmp_path}", f"--storage={tmp_path.parent / 'refused'}", "--port=0"]
+        command = [sys.executable, str(MODULE), *where, *pair]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30, env=clean_environment())
         assert ended.returncode == 2 and ended.stdout == ""
         assert re.fullmatch(r"cco: .*cannot be loaded.*\n", ended.stderr), ended.stderr
 

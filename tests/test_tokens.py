@@ -629,18 +629,8 @@ def test_the_lives_of_refreshed_tokens_do_not_grow(service: Service) -> None:
 
 
 def token_command(repository: Path, storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(MODULE),
-        "token",
-        "--root",
-        str(repository),
-        "--storage",
-        str(storage),
-        "--project",
-        PROJECT,
-        *arguments,
-    ]
+    where = [f"--root={repository}", f"--storage={storage}", f"--project={PROJECT}"]
+    command = [sys.executable, str(MODULE), "token", *where, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=30)
 
 
@@ -671,18 +661,8 @@ def test_a_printed_token_works_once_the_service_runs(
     assert Client(service.url, more).get("/status").status_code == 200
     assert claims_of(more)["sub"] != claims["sub"]
 
-    bound = printed_token(
-        repository,
-        storage,
-        "--type",
-        "python-specialist",
-        "--agent-id",
-        "agent-3",
-        "--issue",
-        "issue-3",
-        "--ttl",
-        "120",
-    )
+    words = "--type python-specialist --agent-id agent-3 --issue issue-3 --ttl 120"
+    bound = printed_token(repository, storage, *words.split())
     claims = claims_of(bound)
     assert (claims["sub"], claims["issue_id"], claims["bound"], claims["exp"] - claims["iat"]) == (
         "agent-3",
@@ -721,18 +701,8 @@ def test_a_token_that_cannot_be_made_is_one_line_on_stderr(
 def test_many_first_users_agree_on_one_secret(
     make_service: Callable[..., Service], repository: Path, tmp_path: Path
 ) -> None:
-    command = [
-        sys.executable,
-        str(MODULE),
-        "token",
-        "--root",
-        str(repository),
-        "--storage",
-        str(tmp_path / "storage"),
-        "--project",
-        PROJECT,
-    ]
-    command += ["--type", "chief-architect"]
+    where = [f"--root={repository}", f"--storage={tmp_path / 'storage'}", f"--project={PROJECT}"]
+    command = [sys.executable, str(MODULE), "token", *where, "--type=chief-architect"]
     racers = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment())
         for _ in range(4)

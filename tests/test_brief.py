@@ -307,17 +307,8 @@ def test_the_command_line_shows_it(make_service: Callable[..., Service], reposit
     service = make_service()
     client = service.client()
     brief(client, task="Refund a voucher")
-    where = ["--root", str(repository), "--storage", str(service.storage)]
-    command = [
-        sys.executable,
-        str(MODULE),
-        "brief",
-        "issue-1",
-        "python-specialist",
-        "--task",
-        "Refund a voucher",
-        *where,
-    ]
+    words = ["brief", "issue-1", "python-specialist", "--task=Refund a voucher"]
+    command = [sys.executable, str(MODULE), *words, f"--root={repository}", f"--storage={service.storage}"]
     shown = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), cwd=repository)
     assert shown.returncode == 0, shown.stderr
     check_form(shown.stdout.encode())

@@ -462,13 +462,8 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a file and a result that no encoding but Unicode can write."""
     folder = tmp_path_factory.mktemp("spoken")
     agent = [sys.executable, "-c", "import sys; sys.stdout.buffer.write('→ naïve 😀\\n'.encode())"]
-    running = Service(
-        make_repository(folder / "repository"),
-        folder / "storage",
-        "--agent-command",
-        json.dumps(agent),
-        "--no-synthesis",
-    ).start()
+    options = ("--agent-command", json.dumps(agent), "--no-synthesis")
+    running = Service(make_repository(folder / "repository"), folder / "storage", *options).start()
     (running.root / "grüße.py").write_text(SPOKEN, "utf-8")
     client = running.client()
     client.store(issue="i-1", decisions=NAMES, agent_notes="→")

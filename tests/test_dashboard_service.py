@@ -79,15 +79,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def cco(service: Service, *words: str) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of a command in the service's repository."""
-    command = [
-        sys.executable,
-        str(service.module),
-        *words,
-        "--root",
-        str(service.root),
-        "--storage",
-        str(service.storage),
-    ]
+    where = [f"--root={service.root}", f"--storage={service.storage}"]
+    command = [sys.executable, str(service.module), *words, *where]
     ended = subprocess.run(
         command, capture_output=True, text=True, cwd=service.root, env=clean_environment(BROWSER="true"), timeout=60
     )

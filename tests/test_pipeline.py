@@ -793,15 +793,8 @@ def test_an_agent_that_ends_around_a_restart_is_not_run_again(
     runs: Runs, served: Service, down: Callable[[Service], Any], moment: str
 ) -> None:
     """Of a type that may store no result the exit code alone says how it ended."""
-    process = runs.start(
-        "--format",
-        "json",
-        "--issue",
-        "i-1",
-        "--type",
-        "documentation-expert",
-        script={"documentation-expert": ["gate"]},
-    )
+    words = "--format json --issue i-1 --type documentation-expert"
+    process = runs.start(*words.split(), script={"documentation-expert": ["gate"]})
     agent = at_the_gate(runs, process, "documentation-expert")
     down(served)
     if moment == "while no service runs":
@@ -1092,16 +1085,8 @@ def test_an_agents_last_line_is_not_glued_to_ours(runs: Runs, served: Service) -
 def test_on_a_terminal_what_follows_an_agents_line_begins_a_line(runs: Runs, served: Service, ending: str) -> None:
     ours, theirs = pty.openpty()
     deed = "ignore" if ending == "Ctrl-C twice" else "half"
-    words = [
-        "--issue",
-        "i-1",
-        "--retries",
-        "0",
-        "--patience",
-        "0",
-        *(["--timeout", "1"] if ending == "failure" else []),
-    ]
-    process = runs.start(*words, script={"chief-architect": [deed]}, out=theirs, COLUMNS="90")
+    words = "--issue i-1 --retries 0 --patience 0" + " --timeout 1" * (ending == "failure")
+    process = runs.start(*words.split(), script={"chief-architect": [deed]}, out=theirs, COLUMNS="90")
     seen = b""
 
     def shows(text: bytes) -> bool:
@@ -1139,15 +1124,8 @@ def test_the_table_and_its_lines_are_read_by_programs_too(runs: Runs, served: Se
 
 def test_on_a_terminal_the_running_agents_line_is_written_in_place(runs: Runs, served: Service) -> None:
     ours, theirs = pty.openpty()
-    process = runs.start(
-        "--issue",
-        "i-1",
-        "--until",
-        "architect",
-        script={"chief-architect": ["crash", "gate"]},
-        out=theirs,
-        COLUMNS="60",
-    )
+    words, script = "--issue i-1 --until architect", {"chief-architect": ["crash", "gate"]}
+    process = runs.start(*words.split(), script=script, out=theirs, COLUMNS="60")
     os.close(theirs)
     seen = b""
 

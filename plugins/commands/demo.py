@@ -56,17 +56,8 @@ class Demo:
         self._began = time.monotonic()
         self._starting: Future[subprocess.Popen[bytes]] | None = None
         self._service: subprocess.Popen[bytes] | None = None
-        self._arguments = [
-            "--root",
-            str(root),
-            "--storage",
-            str(folder / "storage"),
-            "--port",
-            "0",
-            "--project",
-            "demo",
-            "--stop-agents",
-        ]
+        where = [f"--root={root}", f"--storage={folder / 'storage'}"]
+        self._arguments = [*where, "--port=0", "--project=demo", "--stop-agents"]
 
     def run(self) -> int:
         client = self._start_service()

@@ -321,17 +321,8 @@ def read_log(root: str, hashes: Sequence[str]) -> list[Commit]:
     """These commits, with their paths relative to ``root``. Nothing is fetched, no signature checked. Blocks."""
     mark = secrets.token_hex(8)  # what no message or path can hold, whoever wrote it
     shape = f"--format={mark}%H%x02%s%x02%b{mark}"
-    flags = (
-        "--no-walk=unsorted",
-        "-z",
-        "--raw",
-        "--no-abbrev",
-        "--no-renames",
-        "--relative",
-        "--no-show-signature",
-        "--encoding=UTF-8",
-    )
-    output = run_git(root, "log", *flags, shape, *hashes, env=BOUNDED) if hashes else b""
+    flags = "--no-walk=unsorted -z --raw --no-abbrev --no-renames --relative --no-show-signature --encoding=UTF-8"
+    output = run_git(root, "log", *flags.split(), shape, *hashes, env=BOUNDED) if hashes else b""
     pieces = (output or b"").split(mark.encode())
     commits = []
     for header, raw in zip(pieces[1::2], pieces[2::2], strict=True):

@@ -96,6 +96,17 @@ def every_command() -> dict[str, Any]:
     return found
 
 
+def write(path: Path, content: str | bytes = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def table(cases: dict[str, tuple[Any, Any]]) -> Any:
+    """Parameters ``given`` and ``expected`` out of ``{"what it is about": (given, expected)}``."""
+    return pytest.mark.parametrize(("given", "expected"), cases.values(), ids=cases.keys())
+
+
 def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
     """The first true value of ``condition``; fails when there is none in time."""
     begin = time.monotonic()

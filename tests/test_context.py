@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from conftest import MODULE, Client, Service, git, make_repository, plugin, serving, until
+from conftest import MODULE, Client, Service, git, make_repository, plugin, serving, until, write
 from freshness import stale_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,12 +64,6 @@ def files_of(client: Client, **params: Any) -> dict[str, dict[str, Any]]:
 
 def iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def write(path: Path, content: str | bytes = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
 
 
 # -- files

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import git, plugin, until
+from conftest import git, plugin, until, write
 
 from cco_sidecar import ProjectState
 
@@ -67,12 +67,6 @@ def test_requests_of_one_turn_share_a_proof_and_those_of_the_next_one_do_not(
     first, second, third = asyncio.run(states())
     assert first is second is before
     assert any(file.path == "src/new.py" for file in third.files)
-
-
-def write(path: Path, content: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-    return path
 
 
 def write_through_mapping(path: Path) -> None:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Service, git, plugin, until
+from conftest import Service, git, plugin, table, until
 
 import cco_sidecar
 
@@ -29,11 +29,6 @@ def write(folder: Path, files: Contents) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def table(cases: dict[str, tuple[Any, Any]]) -> Any:
-    """Parameters ``given`` and ``expected`` out of ``{"what it is about": (given, expected)}``."""
-    return pytest.mark.parametrize(("given", "expected"), cases.values(), ids=cases.keys())
 
 
 @pytest.mark.parametrize(

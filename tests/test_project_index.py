@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODULE, Service, clean_environment, git, make_repository, plugin, until
+from conftest import MODULE, Service, clean_environment, git, make_repository, plugin, until, write
 
 import cco_sidecar
 from cco_sidecar import GitError, ProjectState
@@ -669,12 +669,6 @@ def test_settings_that_the_environment_gives_to_git_hold(
     for reader in (project_index.ProjectIndex(repository, tmp_path), project_index.GitProject(repository, tmp_path)):
         with pytest.raises(GitError, match="GIT_CONFIG_COUNT"):
             reader.look()
-
-
-def write(path: Path, content: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-    return path
 
 
 # each hides new/*.txt (named by the folder below home, or the repository), and is changed to hide nothing

@@ -20,19 +20,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Client, Service, plugin
+from conftest import Client, Service, plugin, table, write
 
 from cco_sidecar import FileFact, GitContext, ProjectState
 
 manifests, reports = plugin("metadata"), plugin("reports")
 ProjectFiles = plugin("_parsing").ProjectFiles
 MakeService = Callable[..., Service]
-
-
-def write(path: Path, content: str | bytes = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
 
 
 def context_of(client: Client) -> dict[str, Any]:
@@ -43,11 +37,6 @@ def context_of(client: Client) -> dict[str, Any]:
 
 def iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def table(cases: dict[str, tuple[Any, Any]]) -> Any:
-    """Parameters ``given`` and ``expected`` out of ``{"what it is about": (given, expected)}``."""
-    return pytest.mark.parametrize(("given", "expected"), cases.values(), ids=cases.keys())
 
 
 # -- coverage

@@ -2336,7 +2336,7 @@ class Results:
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown type."""
         category = await self._agent_types.find(body["agent_type"])
-        # Agents read the record, its file and contexts made of it. Whose it is stays.
+        # Other agents read the record, its file and the contexts that it becomes part of. Whose it is stays as it is.
         whose = {name: body[name] for name in ("agent_id", "agent_type", "issue_id", "project_id")}
         said, language = await self.prepared({name: value for name, value in body.items() if name not in whose})
         body = whose | said
@@ -2369,7 +2369,7 @@ class Results:
             "agent_id": body["agent_id"], "category": result.category, "status": result.status, "stored": now,
             "proposed": msgspec.json.encode([each.agent_type for each in proposals]).decode(),
             "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
-            "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now), "next_agents": proposals}),
+            "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
         }  # fmt: skip
         told = {
             "issue_id": issue, "agent_type": body["agent_type"], "status": result.status, "result_id": result_id,

@@ -392,11 +392,7 @@ def test_results_list_filters_and_limits(world: World, client: Client, issue: st
         run = world.cco(f"results list --issue {issue} {words} --format table")
         assert [line.split()[0] for line in run.out.splitlines()] == ["ID", *(found[-16:-8] for found in shown)]
         assert more in run.err and run.err.count("\n") == bool(more)
-    assert world.cco(f"results list --issue {issue}", COLUMNS="80").out.splitlines()[1].endswith("; and uvicorn")
-    shown = world.cco(f"results list --issue {issue}", COLUMNS="120").out.splitlines()
-    assert "  test-engineer +1  " in shown[1] and shown[2].split()[-1] == "python-specialist"
-    proposed = ["python-specialist", "documentation-expert; security-auditor", "python-specialist"]
-    assert [row["next_agents"] for row in rows] == proposed
+    assert world.cco(f"results list --issue {issue}").out.splitlines()[1].endswith("Use FastAPI; and uvicorn")
 
 
 def test_results_get_gives_the_latest_of_a_type_or_one_by_its_id(world: World, client: Client, issue: str) -> None:

@@ -124,7 +124,7 @@ def show_list(options: argparse.Namespace, answer: dict[str, Any], name: str) ->
     if options.format == "csv":
         return show(options, {name: [record(row) for row in answer[name]]}, name)
     lines = [line(row) for row in answer[name]]
-    columns, spare = list(lines[0]) if lines else [], ("next", "timestamp", "stored_at", "started_at")
+    columns, spare = list(lines[0]) if lines else [], ("timestamp", "stored_at", "started_at")
     print_fitted(columns, [list(row.values()) for row in lines], whole=columns[:1], spare=spare)
     if answer["has_more"]:
         sys.stdout.flush()
@@ -141,24 +141,17 @@ def result_record(row: dict[str, Any]) -> dict[str, Any]:
     }
     names = ("id", "issue_id", "agent_type", "agent_id", "stored_at")
     facts = {"status": row["result"]["status"], "decision": decision_of(row)}
-    return {name: row[name] for name in names} | facts | files | {"next_agents": "; ".join(next_of(row))}
+    return {name: row[name] for name in names} | facts | files
 
 
 def result_line(row: dict[str, Any]) -> dict[str, str]:
     names = {name: row[name] for name in ("issue_id", "agent_type")}
     facts = {"status": row["result"]["status"], "stored_at": row["stored_at"]}
-    first, *others = next_of(row) or ["-"]
-    told = {"next": f"{first} +{len(others)}" if others else first, "decision": first_line(decision_of(row))}
-    return {"id": short_id(row["id"]), **names, **facts, **told}
+    return {"id": short_id(row["id"]), **names, **facts, "decision": first_line(decision_of(row))}
 
 
 def decision_of(row: dict[str, Any]) -> str:
     return "; ".join(map(str, row["result"].get("decisions") or []))
-
-
-def next_of(row: dict[str, Any]) -> list[str]:
-    """Who was proposed next; nobody by a result that an older version stored, which has no such field."""
-    return [each["agent_type"] for each in row.get("next_agents", [])]
 
 
 def path_of(entry: str | dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ class ResultStored(Struct):
 
 
 class StoredResult(Struct):
-    """A stored result: the body that was posted, with its id and time, and who was proposed next."""
+    """A stored result: the body that was posted, with its id and time."""
 
     id: str
     stored_at: str
@@ -55,7 +55,6 @@ class StoredResult(Struct):
     project_id: str
     result: ResultBody
     timestamp: str | UnsetType | None = UNSET
-    next_agents: list[NextAgent] | UnsetType = UNSET  # older versions stored none
 
 
 class ResultList(Struct):

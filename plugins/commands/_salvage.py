@@ -19,7 +19,7 @@ from typing import Any
 import cco_sidecar
 from cco_sidecar import Settings, StartError
 from cco_sidecar_plugins.http.repeats import AnswerRecords
-from cco_sidecar_plugins.storage._database import check_log_length
+from cco_sidecar_plugins.storage._database import check_database, check_log_length
 from cco_sidecar_plugins.storage._log import REPLICA, check_log, database_files
 
 KEYS = {  # what each table is read in the order of
@@ -34,7 +34,8 @@ MOST_NUMBERS = 100_000  # looked for one by one where a table's end cannot be fo
 
 
 def salvage(settings: Settings) -> str:
-    """Put a new database in the damaged one's place, which is kept aside; what was saved. Raises StartError."""
+    """Put a new database in the damaged one's place, which is kept aside; what was saved. Raises StartError,
+    also where nothing is damaged."""
     path = settings.storage / cco_sidecar.Storage.FILE
     if not path.exists() and (replica := path.with_name(REPLICA)).exists():
         raise StartError(f"there is no {path} to be saved; {replica} is made anew of the log where it is moved away", 1)
@@ -47,6 +48,8 @@ def salvage(settings: Settings) -> str:
         work.mkdir(mode=0o700)
         try:
             counts, unread = rebuild(path, work)
+            if not unread and is_sound(path):
+                raise StartError(f"nothing is damaged of {path}, which is left as it is", 1)
             aside.mkdir(mode=0o700)
             for file in database_files(path):
                 if file.exists():
@@ -58,6 +61,16 @@ def salvage(settings: Settings) -> str:
     lost = f"some may be lost of: {', '.join(unread).replace('_', ' ')}" if unread else "none was lost"
     read = f"(rows: {saved or 'none'}; {lost})"
     return f"{path} is made anew of what could be read {read}; the damaged files are in {aside}"
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a start would take the database, and its indexes hold what its tables do."""
+    try:
+        check_database(path)
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            return bool(database.execute("pragma integrity_check(1)").fetchone()[0] == "ok")
+    except (StartError, sqlite3.Error):
+        return False
 
 
 def rebuild(path: Path, work: Path) -> tuple[dict[str, int], list[str]]:

@@ -500,22 +500,6 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
     assert ended.returncode == 41 and " failed: gemini is not logged in: `gemini` by hand, or a key in" in ended.stderr
 
 
-def test_an_agent_that_something_else_killed_says_so(make_service: Callable[..., Service]) -> None:
-    """One that we end, or that ends by another signal, does not."""
-    service = make_service("--agent-command", "sh -c {task}")
-    client, killed = service.client(), "something else killed it (signal 9), as the system does where memory runs out"
-    for task, code, reason in (
-        ("kill -KILL $$", -9, killed), ("sh -c 'kill -KILL $$'; exit $?", 137, killed), ("kill -TERM $$", -15, None),
-    ):  # fmt: skip
-        ended = state(client, spawn(client, task)["agent_id"])
-        assert (ended["state"], ended["exit_code"], ended["reason"]) == ("failed", code, reason)
-    agent = spawn(client, "exec sleep 600")["agent_id"]
-    state(client, agent, "running")
-    client.delete(f"/api/agents/{agent}?force=true")
-    ended = state(client, agent)
-    assert (ended["state"], ended["exit_code"], ended["reason"]) == ("killed", -9, None)
-
-
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -31,8 +31,6 @@ from cco_sidecar_plugins.results._latest import latest_result
 
 log = logging.getLogger("cco")
 
-KILLED = (-9, 128 + 9)  # the second by a shell around it
-
 # whether another agent had a process at some time since then
 OTHERS = (
     "select 1 from agent where project = ?1 and id != ?2 and pid is not null and (ended is null or ended > ?3) limit 1"
@@ -80,8 +78,6 @@ class AskingAgents(Agents):
         row = running.row
         if running.ended_as in (None, "timeout") and (reason := row["reason"] or await self._failure(row)):
             row |= {"state": running.ended_as or "failed", "reason": reason}
-        elif running.ended_as is None and row["exit_code"] in KILLED:
-            row["reason"] = "something else killed it (signal 9), as the system does where memory runs out"
         if row["state"] == "completed" and row["exit_code"] == 0:
             await self._speak_for(row)
 

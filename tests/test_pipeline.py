@@ -230,6 +230,26 @@ def test_until_is_reached_by_a_success_that_nothing_has_put_in_doubt(
     assert plan_after(*outcomes, until=goal).reached is reached
 
 
+@pytest.mark.parametrize(
+    ("agent_type", "task", "outcomes", "reason"),
+    [
+        ("chief-architect", "x", [], "first"),  # it is pending
+        ("chief-architect", "x", [DESIGNED], "first"),
+        ("chief-architect", "x", [DESIGNED, CODED], "first"),
+        ("python-specialist", "x\n\nYour part: asked before", [DESIGNED], "after python-specialist:high"),  # it is pending
+        ("python-specialist", "x\n\nYour part: asked before", [DESIGNED, CODED], "asked before"),
+        ("chief-architect", "x\n\nYour part: the third in a row", [DESIGNED, CODED], "the third in a row"),
+        ("go-specialist", "x", [DESIGNED, CODED], ""),  # nobody of the pipeline asked it
+    ],
+)
+def test_an_agent_that_was_killed_keeps_its_reason_when_another_has_done_its_work(
+    agent_type: str, task: str, outcomes: list[str], reason: str
+) -> None:
+    killed = {"agent_id": f"{agent_type}-0", "agent_type": agent_type, "task": task}
+    assert plan_after(*outcomes).reason(killed).startswith(reason)
+    assert bool(plan_after(*outcomes).reason(killed)) is bool(reason)
+
+
 def test_failures_are_counted_in_a_row() -> None:
     plan = plan_after("a coding failed a:high", "a coding partial a:high", "b qa failed a:high", "b qa success")
     assert plan.failures == {"a": 2, "b": 0}
@@ -595,13 +615,15 @@ def test_a_result_counts_whatever_becomes_of_its_agent(runs: Runs, served: Servi
 
 def test_a_time_limit_ends_an_agent(runs: Runs, served: Service) -> None:
     events = runs.run(
-        "--issue", "i-1", "--timeout", "1", "--retries", "0", script={"chief-architect": ["hang"]}, code=1
+        "--issue", "i-1", "--timeout", "1", "--retries", "0", script={"chief-architect": ["ignore"]}, code=1
     )
     row = events[-1]["agents"][0]
     assert (
         row["state"] == "killed"
-        and row["decision"] == "chief-architect took longer than 1 s (--timeout); its last lines: hanging"
+        and row["decision"] == "chief-architect took longer than 1 s (--timeout); its last lines: ignoring"
     )
+    looks = served.log.count(f"GET /api/agents/{row['agent_id']}/status")
+    assert served.log.count("GET /api/approvals") == 1 < looks  # nothing was published until its end
 
 
 def test_an_agent_that_somebody_ends_has_failed(runs: Runs, served: Service) -> None:
@@ -972,6 +994,7 @@ def test_ctrl_c_ends_the_agent_and_leaves_nothing_running(runs: Runs) -> None:
         ("killed", None),
         ("completed", "success"),
     ]
+    assert [row["reason"] for row in events[-1]["agents"]] == ["pipeline: the first agent"] * 2
 
 
 def test_a_second_ctrl_c_ends_at_once(runs: Runs, served: Service) -> None:

@@ -348,9 +348,10 @@ class Pipeline:
 
     def _follow(self, agent: dict[str, Any]) -> None:
         """Show the agent until it has ended. Its events wake us, and what it asks, which the service publishes: its
-        status is read again after each, and at the view's pace.
+        status is read again after each, and at the view's pace; what it asks only then.
         """
         agent_id, shown, cursor = agent["agent_id"], "", "latest"
+        heard: dict[str, Any] = {"events": ["what it asked before"]}
         while True:
             if cursor == "latest":  # before the status: nothing is missed
                 cursor = self._issue.wait("*", "latest", 0)["scanned_to"]
@@ -358,7 +359,8 @@ class Pipeline:
             if agent["ended_at"]:
                 return
             elapsed = time.monotonic() - self._story.started[agent_id]
-            self._tell_what_is_asked(agent)
+            if heard["events"]:
+                self._tell_what_is_asked(agent)
             latest = next((text for line in reversed(agent["output_tail"]) if (text := last_shown(line)).strip()), "")
             self._view.progress(agent, elapsed, latest, changed=latest != shown)
             shown, pace = latest, self._view.pace
@@ -367,7 +369,8 @@ class Pipeline:
                 if elapsed >= limit and agent_id not in self._ordered:
                     self._ordered[agent_id] = f"took longer than {limit} s (--timeout)"
                     self._issue.call("DELETE", f"/api/agents/{agent_id}")
-            cursor = self._issue.wait("*", cursor, pace, filter=f"publisher:{agent_id}|cco-sidecar")["scanned_to"]
+            heard = self._issue.wait("*", cursor, pace, filter=f"publisher:{agent_id}|cco-sidecar")
+            cursor = heard["scanned_to"]
 
     def _tell_what_is_asked(self, agent: dict[str, Any]) -> None:
         """Say once what the agent asks a person, since it waits for that, and how it is answered."""

@@ -6,7 +6,9 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -268,6 +270,27 @@ def test_of_a_healthy_service_everything_is_good_and_nobody_is_told_to_stop_it(
     service.kill()
     code, found = checks(repository, *where, "--port", "0")
     assert code == 0 and found["service"]["verdict"] == "note" and found["lock"]["finding"] == "free"
+
+
+def test_agents_that_outlive_their_service_are_named_and_how_they_are_ended(
+    tmp_path: Path, repository: Path, make_service: Callable[..., Service]
+) -> None:
+    service = make_service("--agent-command", f"{sys.executable} {ROOT / 'tests/sample_agent.py'}")
+    where = ["--storage", str(service.storage), "--port", "0"]
+    agents = [service.client().spawn(task="hang") for _ in range(2)]
+    assert "agents left" not in checks(repository, *where)[1]  # the service has them
+    service.kill()
+    code, found = checks(repository, *where)
+    row = found["agents left"]
+    assert (code, row["verdict"]) == (0, "note")
+    for agent in agents:
+        assert f"{agent['agent_id']} (pid {agent['process_id']}, since 20" in row["finding"]
+    os.kill(agents[0]["process_id"], signal.SIGKILL)
+    until(lambda: agents[0]["agent_id"] not in checks(repository, *where)[1]["agents left"]["finding"])
+    start, kill = re.findall("`([^`]+)`", checks(repository, *where)[1]["agents left"]["finding"])
+    assert kill == f"{start} agent kill ID" and f"--storage={service.storage}" in start
+    os.kill(agents[1]["process_id"], signal.SIGKILL)
+    until(lambda: "agents left" not in checks(repository, *where)[1])
 
 
 @pytest.mark.parametrize(

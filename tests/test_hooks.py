@@ -107,7 +107,7 @@ PLUGINS = {
             kind = submission["issue_id"].partition("-")[0]
             extra = NextAgent("technical-writer", "low", "plugin: always")
             again = NextAgent("test-engineer", "low", "plugin: again")
-            return {"added": [*proposals, extra], "repeated": [*proposals, again], "removed": [], "replaced": [extra], "text": "nobody",
+            return {"added": [*proposals, extra], "repeated": [*proposals, again], "removed": [], "emptied": (), "replaced": [extra], "text": "nobody",
                     "stranger": [NextAgent("nobody-knows", "low", "?")], "mixed": [NextAgent("nobody-knows", "low", "?"), *proposals, extra],
                     "person": [extra, NextAgent("operator", "low", "?")], "halves": [{"agent_type": "wizard"}]}.get(kind)
     """,
@@ -478,6 +478,7 @@ def test_a_context_says_that_an_index_is_still_being_made_and_is_not_kept(plugge
         ("added", ["test-engineer", "security-auditor", "technical-writer"]),
         ("repeated", ["test-engineer", "security-auditor"]),
         ("removed", []),
+        ("emptied", []),
         ("replaced", ["technical-writer"]),
         ("text", ["test-engineer", "security-auditor"]),
         ("stranger", ["test-engineer", "security-auditor"]),

@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import signal
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -41,11 +42,14 @@ from cco_sidecar import (
     MB,
     REFUSED,
     AgentTypes,
+    Records,
     Server,
     Settings,
     StartError,
+    StorageError,
     hookimpl,
     option_table,
+    own_command,
     settings_from,
 )
 from cco_sidecar_plugins._files import explained, read_sidecar_json, what_denies
@@ -119,7 +123,7 @@ def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
         findings |= examine_agents(settings.root, agent_programs(options, typing.cast(PluginSettings, settings)))
     except Refused as error:
         findings["agent command"] = "note", f"the running service does not tell: {error}"
-    findings |= examine_log(options)
+    findings |= examine_log(options) | examine_left_agents(settings)
     with suppress(ImportError):  # its file may be gone
         try:
             findings |= import_module("cco_sidecar_plugins.commands.connect").findings(settings)
@@ -347,6 +351,27 @@ def examine_log(options: argparse.Namespace) -> dict[str, Finding]:
             )
         }
     return {"log": ("good", f"connected to {told['connected_to']}, and none of its servers is known to be away")}
+
+
+def examine_left_agents(settings: Settings) -> dict[str, Finding]:
+    """The agents that a service left running, and how they are ended; nothing where one has them, or there are none."""
+    try:
+        database = database_of(settings)
+        if not database.exists() or is_held(settings):
+            return {}
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+            connection.row_factory = sqlite3.Row
+            rows = Records(connection).unfinished_agents(settings.project)
+    except (OSError, sqlite3.Error, StorageError):  # which the check of the storage tells
+        return {}
+    living = [row for row in rows if row["birth"] and cco_sidecar.birth_of(row["pid"]) == row["birth"]]
+    if not living:
+        return {}
+    names = [f"{row['id']} (pid {row['pid']}, since {cco_sidecar.iso(row['started'])})" for row in living]
+    more = [f"{len(names) - 5} more"] if len(names) > 5 else []
+    command = own_command(settings)
+    how = f"`{command}` goes on with what is left, and `{command} agent kill ID` then ends one"
+    return {"agents left": ("note", f"of a service that has ended: {', '.join([*names[:5], *more])}; {how}")}
 
 
 def check_plugins(options: argparse.Namespace) -> str:

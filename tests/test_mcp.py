@@ -83,7 +83,7 @@ def message_of(answer: requests.Response) -> dict[str, Any]:
 
 
 def messages_of(answer: requests.Response) -> list[dict[str, Any]]:
-    return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line[6:]) for line in answer.content.decode().splitlines() if line.startswith("data: ")]
 
 
 @pytest.fixture
@@ -202,10 +202,14 @@ def test_a_name_in_base64_is_read(service: Service) -> None:
 
 def test_what_is_refused_before_it_is_a_message_is_an_error_of_the_api(service: Service) -> None:
     client = service.client()
-    for method in ("GET", "DELETE"):
-        answer = client.request(method, "/mcp")
+    for method, headers, allowed in (
+        ("GET", {}, "OPTIONS, POST"),  # no stream is offered
+        ("GET", {"Last-Event-ID": '["of-another", true, {}]'}, "OPTIONS, POST"),
+        ("DELETE", {}, "GET, HEAD, OPTIONS, POST"),
+    ):
+        answer = client.request(method, "/mcp", headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (405, "REQ_003")
-        assert answer.headers["Allow"] == "OPTIONS, POST"
+        assert answer.headers["Allow"] == allowed
     for headers, status, code in (
         ({"Host": "evil.example"}, 403, "REQ_007"),
         ({"Origin": "https://evil.example"}, 403, "REQ_007"),
@@ -458,10 +462,10 @@ def test_what_is_long_comes_in_pages_and_nothing_is_lost(mcp: Mcp, coder: Mcp, i
 # -- waiting
 
 
-def stream(mcp: Mcp, **arguments: Any) -> requests.Response:
+def stream(mcp: Mcp, message_id: str | int = 1, **arguments: Any) -> requests.Response:
     """The beginning of a wait's answer."""
     meta = {META + "protocolVersion": MODERN, META + "clientCapabilities": {}, "progressToken": "p"}
-    body = modern(name="wait_for_events")
+    body = modern(name="wait_for_events") | {"id": message_id}
     body["params"] = {"name": "wait_for_events", "arguments": arguments, "_meta": meta}
     headers = {"Authorization": f"Bearer {mcp.client.token}"} | ACCEPT | GOOD | {"Mcp-Name": "wait_for_events"}
     return requests.post(f"{mcp.client.url}/mcp", json=body, headers=headers, stream=True, timeout=30)
@@ -476,7 +480,7 @@ def test_a_wait_begins_its_answer_at_once_and_shows_that_it_lives(service: Servi
         assert answer.headers["Content-Type"] == "text/event-stream"
         assert answer.headers["X-Accel-Buffering"] == "no" and "Content-Length" not in answer.headers
         lines = answer.iter_lines(decode_unicode=True)
-        assert next(lines) == ": waiting"
+        assert next(lines).startswith("id: ")
         event = json.loads(next(line for line in lines if line.startswith("data: "))[6:])
         assert event["method"] == "notifications/progress" and event["params"]["progressToken"] == "p"
         service.client().publish("ping", {"issue_id": issue})
@@ -534,6 +538,35 @@ def test_a_stop_answers_who_waits(make_service: Callable[..., Service]) -> None:
         until(lambda: waiting(service) == 1)
         assert service.stop() == 0
         assert told.result(30).startswith("No event came")
+
+
+def test_who_was_cut_off_by_the_end_of_the_service_is_answered_by_the_next_one(
+    make_service: Callable[..., Service],
+) -> None:
+    """Programs ask again by the id that began the answer, and wait for ever where nobody answers that."""
+
+    def asked_again(place: str) -> requests.Response:
+        return service.client().request("GET", "/mcp", headers={"Last-Event-ID": place, "Accept": "text/event-stream"})
+
+    service, places = make_service(), {}
+    for message_id in (7, "call-\u00fc", "x" * 5_000):
+        with stream(Mcp(service.client()), message_id, timeout_seconds=300) as answer:
+            first = next(answer.iter_lines(decode_unicode=True))
+            if message_id == "x" * 5_000:
+                assert first == ": waiting", "no head could bear it"
+            else:
+                places[message_id] = first.removeprefix("id: ")
+    assert [asked_again(place).status_code for place in places.values()] == [405, 405], (
+        "nothing of this process is resumed"
+    )
+    service.kill()
+    service.start()
+    for message_id, place in places.items():
+        answer = asked_again(place)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/event-stream")
+        (message,) = messages_of(answer)
+        assert message["id"] == message_id and message["result"]["isError"] is True
+        assert "ended before it had answered" in message["result"]["content"][0]["text"]
 
 
 # -- the official SDK's client, which speaks 2026-07-28 and begins 2025-11-25 by a handshake; it offers 2025-06-18 to nobody

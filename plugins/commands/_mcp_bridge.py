@@ -54,7 +54,6 @@ RENEWED = LIFE / 2
 MAX_LINE = 33 * MB
 SILENT = 60  # seconds; the service gives a sign of life every five
 LAST_WORDS = 5.0  # seconds for answers that are under way when the program has gone
-CUT = "the service ended before it had answered; look whether what you asked for was done before you ask again"
 VERSION = "io.modelcontextprotocol/protocolVersion"
 
 
@@ -143,6 +142,8 @@ class Bridge:
                 with error:
                     self._refuse(message, error.code, error.read(MB))
             except http.client.HTTPException:  # the answer, or its beginning, was cut
+                from cco_sidecar_plugins.http._mcp_protocol import CUT  # costs what only this needs
+
                 self._fail(message, -32000, CUT)
             except (StartError, OSError) as error:
                 if answer := told_without_service(message):
@@ -169,8 +170,8 @@ class Bridge:
         """
         last = b"{}"
         for part in stream:
-            if part.startswith(b"data:") and part.endswith(b"\n"):
-                last = part[5:].strip()
+            if part.startswith(b"data:") and part.endswith(b"\n") and (content := part[5:].strip()):
+                last = content
                 self._write(last)
         if "id" not in json.loads(last):
             raise http.client.IncompleteRead(last)

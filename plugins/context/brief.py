@@ -96,6 +96,7 @@ class GetAgentBrief(AgentEndpoint):
     """The brief that an agent got at its start, as long as it is kept."""
 
     answers = {200: str}
+    content_type = "text/markdown; charset=utf-8"
 
     async def respond(self, agent_id: str) -> bytes:
         self.find(agent_id)
@@ -104,7 +105,6 @@ class GetAgentBrief(AgentEndpoint):
         if not brief:
             kept = "got no brief" if folder.exists() else "has none any more (--agent-retention)"
             raise ApiError("REQ_002", f"The agent {agent_id} {kept}")
-        self.content_type = "text/markdown; charset=utf-8"
         text: str = brief[: 10 * BYTES].decode("utf-8", "replace")
         return text.encode()
 

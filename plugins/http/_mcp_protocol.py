@@ -24,6 +24,7 @@ META = "io.modelcontextprotocol/"
 SERVER = {"name": "cco-sidecar", "title": "Orchestration sidecar", "version": __version__}
 NAMED_BY = {"tools/call": "name", "resources/read": "uri", "prompts/get": "name"}  # what Mcp-Name repeats
 FRESH_MS = 300_000  # how long a client may keep a list
+CUT = "the service ended before it had answered; look whether what you asked for was done before you ask again"
 
 PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS = -32700, -32600, -32601, -32602
 INTERNAL_ERROR, HEADER_MISMATCH, UNSUPPORTED_REVISION = -32603, -32020, -32022

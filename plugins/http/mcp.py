@@ -4,7 +4,8 @@
               -> a method: for tools/call the rate, the tool, and through it an endpoint of the API
               -> the answer as JSON; as a stream where it is long in coming, with a sign of life every few seconds
 
-Nothing is kept between two messages: no session, and only a call that waits is known, so that it can be cancelled.
+Nothing is kept between two messages: no session, and only a call that waits is known, so that it can be cancelled. A
+stream begins with an event's id that holds all that a later process needs to answer who was cut off (SEP-1699).
 Only calls of tools and reading a resource count as requests of an agent, whose program asks the rest by itself.
 """
 
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any, ClassVar
 
@@ -24,6 +27,7 @@ from cco_sidecar import ERRORS, READ, ApiError, Endpoint, Route, StoreResult, ho
 from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents.details import heard_from
 from cco_sidecar_plugins.http._mcp_protocol import (
+    CUT,
     FRESH_MS,
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -50,7 +54,7 @@ BRIEF = "cco://brief"  # of the caller's own issue; with a slash and an issue be
 
 @hookimpl
 def register_routes() -> list[Route]:
-    return [Route("POST", "/mcp", AnswerMcp)]
+    return [Route("POST", "/mcp", AnswerMcp), Route("GET", "/mcp", ResumeMcp)]
 
 
 class AnswerMcp(Endpoint):
@@ -69,6 +73,7 @@ class AnswerMcp(Endpoint):
 
     CALL_SECONDS = 150.0
     SILENT_SECONDS = 5.0  # how long nothing is sent; programs give up after 60
+    RETRY_MS = 15_000  # programs try twice: a restart may take half a minute
 
     message_id: Any = None
     waiting: asyncio.Future[Any] | None = None  # what ends with the connection
@@ -224,7 +229,10 @@ class AnswerMcp(Endpoint):
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("X-Accel-Buffering", "no")  # else a proxy may keep the signs of life to itself
         progress, began = asked.meta.get("progressToken"), time.monotonic()
-        await self._send_part(b": waiting\n\n")
+        place = json.dumps([process_of(self), asked.modern, asked.id])
+        resumable = len(place) <= 1000  # as a head can bear it
+        first = f"id: {place}\nretry: {self.RETRY_MS}\ndata:\n\n" if resumable else ": waiting\n\n"
+        await self._send_part(first.encode())
         while not await self._is_done(outcome, self.SILENT_SECONDS):
             alive = b": waiting\n\n"
             if isinstance(progress, (str, int)):
@@ -242,6 +250,33 @@ class AnswerMcp(Endpoint):
                 await self._taken(self.flush())
         finally:
             self.hang_up.future = self.waiting
+
+
+class ResumeMcp(Endpoint):
+    """Answer a call whose stream ended with the service.
+
+    `Last-Event-ID` is the id that began the stream. 405 where this process gave that id, and where there is none: no
+    stream is offered.
+    """
+
+    answers: ClassVar[dict[int, Any]] = {200: str}
+    content_type = "text/event-stream"
+    aside = True
+
+    async def respond(self) -> bytes:
+        with contextlib.suppress(msgspec.DecodeError):
+            place = self.request.headers.get("Last-Event-ID", "")
+            process, modern, message_id = msgspec.json.decode(place, type=tuple[str, bool, str | int])
+            if process != process_of(self):
+                asked = Request("tools/call", message_id, {}, {}, modern)
+                return event_of(asked.result({"content": [{"type": "text", "text": CUT}], "isError": True}))
+        self.set_header("Allow", "OPTIONS, POST")
+        raise ApiError("REQ_003", "Only OPTIONS, POST here: no stream is offered, and of this process none is resumed")
+
+
+def process_of(endpoint: Endpoint) -> str:
+    """What tells this life of the service from others."""
+    return str(endpoint.application.settings.setdefault("mcp process", uuid.uuid4().hex[:8]))
 
 
 # -- what is known without a service

@@ -399,7 +399,7 @@ def describe_answers(endpoint: type[Endpoint]) -> dict[str, Any]:
             schema = {"oneOf": [schema, reference_to(ErrorAnswer)]}
         words = summary_of(shape) if is_struct(shape) else http.client.responses[status]
         headers = headers_of("X-Request-ID", *metered, *replay, *etag, *OF_STATUS.get(status, ()))
-        text = {"text/markdown; charset=utf-8": {"schema": {"type": "string"}}}
+        text = {endpoint.content_type: {"schema": {"type": "string"}}}
         content = (text if shape is str else {"application/json": {"schema": schema}}) | ALSO.get(endpoint.__name__, {})
         described[str(status)] = {"description": words, "headers": headers}
         described[str(status)] |= {"content": content} if shape is not None else {}

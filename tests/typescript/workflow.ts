@@ -157,7 +157,7 @@ const spawned = good(
       issue_id: issue,
       task: "Implement user authentication",
       context_requirements: ["project_structure", "previous_decisions", "security_policies"],
-      environment: { PYTHON_VERSION: "3.11", SECONDS: "0" },
+      environment: { PYTHON_VERSION: "3.11", TEST_SECONDS: "0" },
       priority: "high",
     },
   }),
@@ -181,7 +181,7 @@ const logs = good(
 
 const lasting = good(
   await architect.POST("/api/agents/spawn", {
-    body: { agent_type: agentType, issue_id: issue, environment: { SECONDS: "60" } },
+    body: { agent_type: agentType, issue_id: issue, environment: { TEST_SECONDS: "60" } },
   }),
 );
 const ending = good(

@@ -13,6 +13,7 @@ import functools
 import io
 import json
 import logging
+import math
 import os
 import re
 import select
@@ -138,9 +139,12 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
     What a turn of the event loop logs is written in one piece at its end, or before an error. Where every turn logs, a
     piece is what PAUSE seconds bring: writing costs a fifth of answering a short request. No single write is larger
     than what a pipe takes at once.
+
+    The same error, of a full disk say, is told once in MINUTE seconds, then with how often it came since.
     """
 
     PATIENCE = 1.0  # seconds
+    MINUTE = 60.0
     PAUSE = 0.05
     AT_ONCE = 1.0  # seconds whose pieces, twenty, may come all together: what is written now and then does not wait
 
@@ -152,6 +156,7 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
         super().__init__(stream)
         self._write_now = direct_writer(stream)
         self._lines: list[str] = []
+        self._errors: dict[str, tuple[float, int]] = {}  # when each was told, and how often it came since; oldest first
         logging._srcfile = None  # as Python's documentation says: no line tells from where
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
@@ -160,6 +165,8 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            if record.levelno >= logging.ERROR and not self._is_news(record):
+                return
             self._lines.append(self.format(record) + self.terminator)
         except Exception:  # a boundary, as in every handler: what is logged may be of anybody's class
             self.handleError(record)
@@ -167,6 +174,18 @@ class LogLines(logging.StreamHandler[typing.TextIO]):
             self.flush()
         elif len(self._lines) == 1:
             self._flush_soon()
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """Whether an error was not told within the last MINUTE; its text gets how often it came since."""
+        text, now = record.getMessage(), time.monotonic()
+        told, since = self._errors.pop(text, (-math.inf, 0))
+        news = now - told >= self.MINUTE
+        if news and since:
+            record.msg, record.args = f"{text} ({since} times more since it was told last)", ()
+        if len(self._errors) >= 100:
+            del self._errors[next(iter(self._errors))]
+        self._errors[text] = (now, 0) if news else (told, since + 1)
+        return news
 
     def emit_line(self, template: str, *facts: Any) -> bool:
         """Do what ``emit`` does, of a line at INFO, without a record of it, which costs more than all else of a line.

@@ -929,6 +929,12 @@ def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(
     assert "Traceback" not in service.log
 
 
+def put_link(path: Path, target: Path) -> None:
+    """A link in the place of ``path``, in one step: the service looks all the time."""
+    (link := path.with_name("link")).symlink_to(target)
+    link.rename(path)
+
+
 CLEANERS: dict[str, Callable[[Path], object]] = {
     "removes sidecar.json": lambda storage: (storage / "sidecar.json").unlink(),
     "empties sidecar.json": lambda storage: (storage / "sidecar.json").write_text(""),
@@ -936,15 +942,13 @@ CLEANERS: dict[str, Callable[[Path], object]] = {
     "removes the secret": lambda storage: (storage / "jwt.secret").unlink(),
     "empties the secret": lambda storage: (storage / "jwt.secret").write_text(""),
     "replaces the secret": lambda storage: (storage / "jwt.secret").write_text("another secret " * 4),
-    "links the secret": lambda storage: (
-        (storage / "jwt.secret").rename(storage / "x") and (storage / "jwt.secret").symlink_to("x")
+    "links the secret": lambda storage: put_link(
+        storage / "jwt.secret", shutil.copy2(storage / "jwt.secret", storage / "x")
     ),
-    "links sidecar.json": lambda storage: (
-        (storage / "sidecar.json").rename(storage / "y") and (storage / "sidecar.json").symlink_to("y")
+    "links sidecar.json": lambda storage: put_link(
+        storage / "sidecar.json", shutil.copy2(storage / "sidecar.json", storage / "y")
     ),
-    "links the secret to nothing": lambda storage: (
-        (storage / "jwt.secret").unlink() or (storage / "jwt.secret").symlink_to("/nowhere")
-    ),
+    "links the secret to nothing": lambda storage: put_link(storage / "jwt.secret", Path("/nowhere")),
     "removes every file": lambda storage: [(storage / name).unlink() for name in ("jwt.secret", "sidecar.json")],
 }
 
@@ -1577,6 +1581,29 @@ def test_lines_of_a_busy_service_are_written_together_and_lone_ones_at_once() ->
         assert least <= stream.writes <= most
         handler.flush()
         assert stream.getvalue().split("\n")[:-1] == [f"line {number}" for number in range(100)]
+
+
+def test_the_same_error_is_told_once_a_minute_with_how_often_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, now = plugin("_program").LogLines(stream := io.StringIO()), 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def told(*lines: tuple[int, str]) -> list[str]:
+        stream.truncate(stream.seek(0))
+        for level, text in lines:
+            handler.emit(logging.makeLogRecord({"msg": "%s", "args": (text,), "levelno": level}))
+        handler.flush()
+        return stream.getvalue().splitlines()
+
+    full, other = (logging.ERROR, "the disk is full"), (logging.ERROR, "the disk is away")
+    assert told(full, other, full, full) == ["the disk is full", "the disk is away"]
+    assert told(*[(logging.WARNING, "a warning")] * 2) == ["a warning"] * 2
+    now += 59.0
+    assert told(full, other) == []
+    now += 1.0
+    assert told(full, full) == ["the disk is full (3 times more since it was told last)"]
+    now += 60.0
+    others = [(logging.ERROR, f"error {number}") for number in range(200)]
+    assert told(*others, full) == [*(text for _, text in others), "the disk is full"]  # of which no more is known
 
 
 def test_log_lines_are_json_where_that_is_asked_for(make_service: Callable[..., Service]) -> None:

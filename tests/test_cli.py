@@ -582,6 +582,18 @@ def test_an_issue_in_the_place_of_a_result_is_told_as_one(
     assert cco("results", "get", issue, "python-specialist")[0] == 0
 
 
+def test_a_result_for_people_says_whom_routing_proposed(
+    here: Here, cco: Callable[..., tuple[int, str, str]], issue: str
+) -> None:
+    stored = [here.client().store(agent_type, issue=issue) for agent_type in ("python-specialist", "test-engineer")]
+    stored.append(here.client().store("documentation-expert", issue=issue))
+    nexts = ["test-engineer (high), security-auditor (medium)", "documentation-expert (low)", "nobody"]
+    for result, said in zip(stored, nexts, strict=True):
+        assert re.search(rf"^next +{re.escape(said)}$", cco("results", "get", result["id"])[1], re.MULTILINE)
+        as_stored = json.loads(cco("results", "get", result["id"], "--format", "json")[1])
+        assert "next" not in as_stored and as_stored == here.client().get(f"/api/results/{result['id']}").json()
+
+
 def test_events_are_published_as_the_agent_that_the_environment_names(
     here: Here, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, issue: str
 ) -> None:

@@ -145,6 +145,20 @@ def test_a_subcommand_without_its_group_is_told_the_whole(cco: Cco) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        ("connect", "required: PROGRAM (claude, codex, gemini, opencode, kilo, qwen, copilot, vscode, cursor)"),
+        ("agent kill", "required: ID (agent id, or enough of its beginning or end)"),
+        ("context get i-1", "required: TYPE (agent type)"),
+        ("context get", "required: ISSUE, TYPE (see cco context get --help)"),
+        ("token", "required: --type (agent type, for example python-specialist) (see cco token --help)"),
+    ],
+)
+def test_the_one_argument_that_is_missing_is_explained(words: str, told: str, cco: Cco) -> None:
+    assert told in refusal(cco(*words.split()))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
         ("ps", ", did you mean agent list?"),
         ("list", ", did you mean agent list, events list or results list?"),
         ("ui", ", did you mean dashboard?"),
@@ -444,6 +458,8 @@ def test_the_help_of_a_command_fits_a_screen_and_shows_its_own_arguments_first(n
         return
     assert len(out.splitlines()) <= (34 if name == "run" else 24), out
     if not PARSERS[name].commands:
+        places = [action.metavar for action in PARSERS[name]._actions if not action.option_strings]
+        assert all(f" {place}" in out.splitlines()[0].replace("[", "") for place in places), out
         shown = [out.index(action.option_strings[-1]) for action in own_options(PARSERS[name])]
         assert out.count("--url URL") == 1 and all(
             place < out.index("Connection: --url URL, --format ") for place in shown

@@ -298,9 +298,12 @@ class CommandParser(cco_sidecar.CommandParser):
         if "arguments are required" in message and not self.commands:
             self.refuse_flags(self.words)  # one that is there misspelt is why it is missing
             takes_words = any(not action.option_strings for action in self._actions)
+            missing = message.rpartition(": ")[2]
+            names = {"/".join(action.option_strings) or action.metavar: action for action in self._actions}
+            if missing in names:  # it alone
+                message += f" ({names[missing].help})"
             if self.words and not takes_words and not self.words[0].startswith("-"):
-                flag = message.rpartition(": ")[2].partition(",")[0]
-                message += f"; did you mean {flag} {self.words[0]}?"
+                message += f"; did you mean {missing.partition(',')[0]} {self.words[0]}?"
         super().error(message)
 
     def refuse(self, words: Sequence[str]) -> typing.NoReturn:

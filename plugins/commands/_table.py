@@ -100,7 +100,8 @@ def settle(parser: Any, row: Command, commands: Any) -> None:
         for action in parser._actions
         if action.required
     ]
-    parser.usage = " ".join(["%(prog)s", *itertools.chain(*needed), "[options]"])
+    places = [f"[{action.metavar}]" for action in parser._actions if not (action.option_strings or action.required)]
+    parser.usage = " ".join(["%(prog)s", *itertools.chain(*needed), *places, "[options]"])
     if "url" in row.options:
         more = [flag_of(name) for name in row.options if name not in CLIENT_OPTIONS]
         also = f". Also {', '.join(more)}" if 0 < len(more) < 5 else ". Also the options of cco serve" if more else ""

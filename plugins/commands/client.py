@@ -221,13 +221,23 @@ def command_results_get(options: argparse.Namespace) -> int:
                     f"{options.id} is an issue: name a TYPE after it; `{shown}` lists its results"
                 ) from None
             raise
-        return show(options, client.call("GET", f"/api/results/{quote(result_id)}"))
+        return show_result(options, client, client.call("GET", f"/api/results/{quote(result_id)}"))
     query = {"issue_id": options.id, "agent_type": options.type, "limit": 1}
     found = client.call("GET", "/api/results", query=query)["results"]
     if not found:
         check_type(options, options.type)
         raise StartError(f"{options.type} has stored no result on {options.id}", REFUSED)
-    return show(options, found[0])
+    return show_result(options, client, found[0])
+
+
+def show_result(options: argparse.Namespace, client: Client, result: dict[str, Any]) -> int:
+    """A result as it is stored; a table also has whom routing proposed, as long as its event is retained."""
+    if options.format == "table":
+        query = {"timeout": 0, "since": "earliest", "filter": f"result_id:{result['id']}"}
+        for event in client.call("GET", "/api/events/wait/agent_completed", query=query)["events"]:
+            proposed = [f"{each['agent_type']} ({each['priority']})" for each in event["data"]["next_agents"]]
+            result |= {"next": ", ".join(proposed) or "nobody"}
+    return show(options, result)
 
 
 # -- events

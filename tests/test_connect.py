@@ -674,6 +674,50 @@ def test_a_request_during_which_the_service_is_killed_is_answered(service: Servi
     bridge.end()
 
 
+def test_a_cancellation_passes_by_all_that_waits_and_overtakes_no_call(service: Service, bridge: Bridge) -> None:
+    """Of the calls that are cancelled one waits, one has not reached the service, and one has no room; none of them
+    takes an event.
+    """
+
+    def waits() -> int:
+        return int(service.client().get("/status").json()["events"]["active_subscriptions"])
+
+    def wait(number: int) -> None:
+        arguments = {"event_type": f"bell-{number}", "timeout_seconds": 60}
+        bridge.send(
+            {"id": number, "method": "tools/call", "params": {"name": "wait_for_events", "arguments": arguments}}
+        )
+
+    def cancel(number: int) -> None:
+        bridge.send({"method": "notifications/cancelled", "params": {"requestId": number}})
+
+    until(lambda: not waits())
+    before = service.log.count("POST /mcp 202 ")
+    for number in range(64):
+        wait(number)
+    until(lambda: waits() == 64)
+    wait(64)
+    cancel(64)
+    for number in range(1, 64):
+        cancel(number)
+    assert {bridge.read()["id"] for _ in range(63)} == set(range(1, 64))
+    for number in range(100, 110):
+        wait(number)
+        cancel(number)
+    until(lambda: service.log.count("POST /mcp 202 ") == before + 74)
+    until(lambda: waits() == 1)  # the first one, which nobody has cancelled
+    service.client().publish("bell-0")
+    answers = [bridge.read()]
+    while answers[-1]["id"] != 0:
+        answers.append(bridge.read())
+    assert all("cancelled" in told["result"]["content"][0]["text"] for told in answers[:-1]), answers
+    for number in (1, 64, 100):
+        service.client().publish(f"bell-{number}", {"n": number})
+        told = bridge.tool("wait_for_events", event_type=f"bell-{number}", timeout_seconds=0)
+        assert f'"n":{number}' in told.replace(" ", ""), told
+    bridge.end()
+
+
 @pytest.mark.parametrize("value", ['"\\ud83d"', "1e999", "NaN"])
 def test_a_refusal_of_what_the_service_cannot_read_has_the_requests_id(bridge: Bridge, value: str) -> None:
     """Programs cut texts within a character, and write what is no JSON elsewhere."""

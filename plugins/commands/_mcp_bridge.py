@@ -108,34 +108,55 @@ class SessionClient(Client):
                 self.token = self._find_token()
 
 
+class Message:
+    """A line of the program's; ``cancels`` are those earlier ones that it takes back."""
+
+    def __init__(self, line: bytes, earlier: Iterable[Message]) -> None:
+        self.line, self.content = line.strip(), typing.cast(Any, None)
+        self.problem = typing.cast(Exception | None, None)
+        self.known, self.cancelled = threading.Event(), False  # known: the service has it, or will never get it
+        try:
+            self.content = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            self.problem = error
+        asked = self.content if isinstance(self.content, dict) else {}
+        self.id, params = asked.get("id"), asked.get("params")
+        named = params.get("requestId") if isinstance(params, dict) else None
+        cancels = asked.get("method") == "notifications/cancelled" and named is not None
+        self.cancels = [one for one in earlier if cancels and one.id == named]
+        for one in self.cancels:
+            one.cancelled = True
+
+
 class Bridge:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options, self._client = options, typing.cast(SessionClient | None, None)
         self._connecting, self._writing = threading.Lock(), threading.Lock()
-        self._room = threading.Semaphore(64)
+        self._room = threading.Semaphore(64)  # of requests: a cancellation passes by those that wait
         self._out = sys.stdout.buffer  # while plugins are loaded sys.stdout is another one
 
     def run(self) -> int:
         """Hand messages on until standard input ends."""
-        under_way: list[threading.Thread] = []
+        under_way: dict[threading.Thread, Message] = {}
         while line := sys.stdin.buffer.readline(MAX_LINE):
             if not line.strip():
                 continue
-            self._room.acquire()
-            thread = threading.Thread(target=self._hand_on, args=(line,), daemon=True)
+            under_way = {thread: message for thread, message in under_way.items() if thread.is_alive()}
+            message = Message(line, under_way.values())
+            thread = threading.Thread(target=self._hand_on, args=(message,), daemon=True)
             thread.start()
-            under_way = [*(one for one in under_way if one.is_alive()), thread]
+            under_way[thread] = message
         deadline = time.monotonic() + LAST_WORDS
         for thread in under_way:
             thread.join(max(0.0, deadline - time.monotonic()))
         return GOOD
 
-    def _hand_on(self, line: bytes) -> None:
+    def _hand_on(self, asked: Message) -> None:
+        message = asked.content
         try:
-            message: Any = None
             try:
-                message = json.loads(line)
-                self._answer(message, line)
+                with contextlib.nullcontext() if asked.id is None else self._room:
+                    self._answer(asked)
             except (ValueError, RecursionError) as error:
                 self._fail(message, -32700, f"This is no message: {one_line(error)[:200]}")
             except urllib.error.HTTPError as error:
@@ -153,12 +174,19 @@ class Bridge:
         except BrokenPipeError:  # the program has gone
             os._exit(GOOD)
         finally:
-            self._room.release()
+            asked.known.set()
 
-    def _answer(self, message: Any, line: bytes) -> None:
+    def _answer(self, asked: Message) -> None:
+        if asked.problem:
+            raise asked.problem
+        if asked.cancelled:  # while there was no room for it
+            return
+        for one in asked.cancels:  # the service knows of no call that has not reached it
+            one.known.wait(SILENT)
         with self._connecting:
             self._client = self._client or SessionClient(for_own_tree(self._options))
-        with self._client.open(line.strip(), headers_of(message)) as answer:
+        with self._client.open(asked.line, headers_of(asked.content)) as answer:
+            asked.known.set()
             if answer.headers.get_content_type() == "text/event-stream":
                 self._hand_back(answer)
             elif content := answer.read().strip():

@@ -3,6 +3,7 @@ outside it.
 """
 
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -193,6 +194,25 @@ def test_a_repository_that_git_cannot_read_is_an_error_that_says_why_and_odd_fac
     assert str(repository) not in answer.text + service.log.partition("cannot be read")[2]
     (repository / ".git/index").unlink()
     assert service.client().get(CONTEXT).status_code == 200
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-plugins"]], ids=["the plugin's reader", "the module's own"])
+def test_a_head_that_names_no_branch_is_none_and_hides_no_change(
+    make_service: Callable[..., Service], repository: Path, arguments: list[str]
+) -> None:
+    service = make_service(*arguments)
+    for named in ("", "a...b", "M  x", "x.lock"):
+        (repository / ".git/HEAD").write_text(f"ref: refs/heads/{named}\n")
+        git_context = service.client().get(CONTEXT).json()["context"]["git_context"]
+        found = {change["path"]: change["status"] for change in git_context["uncommitted_changes"]}
+        assert git_context["branch"] is None and not git_context["recent_commits"], named
+        assert found == dict.fromkeys(git(repository, "ls-files").split(), "added"), named
+    git(repository, "rm", "-rq", "--cached", ".")
+    for name in repository.iterdir():
+        if name.name != ".git":
+            shutil.rmtree(name) if name.is_dir() else name.unlink()
+    git_context = service.client().get(CONTEXT).json()["context"]["git_context"]
+    assert git_context["branch"] is None and git_context["uncommitted_changes"] == []
 
 
 @pytest.mark.parametrize(

@@ -246,8 +246,10 @@ def all_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = ("."
     shape = ("--porcelain=v1", "-z", "--branch", "--no-ahead-behind", "--untracked-files=all", *flags)
     literal = {"GIT_LITERAL_PATHSPECS": "1"}
     listed = split_z(ask_git(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=literal))
+    if listed and UNENDED.match(listed[0]):
+        listed[0] = listed[0].removeprefix("## ")
     named = listed and listed[0].startswith("## ")  # git says nothing of a branch that is damaged
-    tokens = iter(listed if named else ["## HEAD (no branch)", *listed])
+    tokens = iter(listed if named else ["## HEAD (no branch)", *(line for line in listed if line)])
     branch = next(tokens).removeprefix("## ").removeprefix("No commits yet on ").partition("...")[0]
     codes = []
     for token in tokens:
@@ -257,6 +259,9 @@ def all_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = ("."
         codes.append((code, path.removeprefix(prefix)))
     return None if branch == "HEAD (no branch)" else clean_text(branch), codes
 
+
+# Where HEAD names what can be no branch git leaves out its name and the end of its line: a status code follows at once.
+UNENDED = re.compile("## ([ MTADRCU?!]{2} |$)")
 
 # the first of these letters in a status code decides
 CHANGE_STATUS = {"?": "untracked", "R": "renamed", "D": "deleted", "A": "added", "C": "added"}

@@ -1056,6 +1056,11 @@ def test_a_reader_that_goes_away_ends_the_agent_too(runs: Runs) -> None:
             1,
             "500 AGT_001: Agent spawn failed: agent: No such file",
         ),
+        (
+            ["--issue", "i", "--task", "x", "--agent-command", "./agent"],
+            1,
+            "500 AGT_001: Agent spawn failed: agent: not there, seen from the repository's root",
+        ),
     ],
 )
 def test_wrong_use_is_one_line(runs: Runs, words: list[str], code: int, says: str) -> None:

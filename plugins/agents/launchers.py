@@ -342,9 +342,17 @@ def find_program(word: str, root: Path, path: str | None = None) -> str:
     found = shutil.which(str(root / word) if says_where else word, path=path)
     if found is None:
         reason = errno.EACCES if says_where and os.path.exists(root / word) else errno.ENOENT
-        problem = os.strerror(reason) if says_where else f"not on PATH{how_to_have(word, root)}"
+        problem = os.strerror(reason)
+        if reason == errno.ENOENT and not os.path.isabs(word):
+            problem = f"not {place_of(word)}{'' if says_where else how_to_have(word, root)}"
         raise OSError(reason, problem, word)
     return os.path.abspath(found)
+
+
+def place_of(word: str) -> str:
+    """Where a program is looked for that a command calls ``word``."""
+    seen = "where the command says" if os.path.isabs(word) else "there, seen from the repository's root"
+    return seen if os.path.dirname(word) else "on PATH"
 
 
 def default_program(settings: PluginSettings) -> str | None:
@@ -426,8 +434,7 @@ def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:
     except PermissionError:
         yield f"no {who} can be started: {shown} is there and cannot be run"
     except FileNotFoundError:
-        where = "on PATH" if word == name else "where the command says"
-        yield f"no {who} can be started: {shown} is not {where}{program_near(name, root)}"
+        yield f"no {who} can be started: {shown} is not {place_of(word)}{program_near(name, root)}"
     yield from words_amiss(command)
 
 

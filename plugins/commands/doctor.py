@@ -508,8 +508,7 @@ def examine_program(root: Path, word: str) -> Finding:
     except PermissionError:
         return "bad", f"{word} is there and cannot be run: chmod +x it, or name the program that runs it"
     except FileNotFoundError:
-        where = "there" if os.path.dirname(word) else "on PATH"
-        return "bad", f"{word} is not {where}{launchers.how_to_have(word, root)}"
+        return "bad", f"{word} is not {launchers.place_of(word)}{launchers.how_to_have(word, root)}"
     name = Path(word).stem
     if name not in launchers.PROGRAMS:
         problem = refused_by_the_system(path)

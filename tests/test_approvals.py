@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,6 +186,38 @@ def test_a_person_sees_the_whole_of_what_is_asked(service: Service, issue: str) 
     ask(agent(service, f"other-{issue}"), "Bash: ls\nrm x", command="ls\nrm x", issue_id=f"{issue}-b")
     assert "\n  Bash: ls\n  rm x\n" in cco(service, "approvals", "--issue", f"{issue}-b").stdout
     assert "\n9999 asks" not in shown and "\u202e" not in shown
+
+
+def test_whoever_follows_an_agent_is_told_once_what_it_asks_and_how_it_is_answered(
+    service: Service, issue: str, tmp_path: Path
+) -> None:
+    person = service.client()
+    env = clean_environment(CCO_SIDECAR_STORAGE=str(service.storage))
+
+    def follow(number: int, *words: str) -> subprocess.Popen[bytes]:
+        with open(tmp_path / f"out{number}", "wb") as out, open(tmp_path / f"err{number}", "wb") as err:
+            command = [sys.executable, str(MODULE), "agent", *words]
+            return subprocess.Popen(command, cwd=service.root, env=env, stdout=out, stderr=err)
+
+    spawn = ("spawn", "--type", "python-specialist", "--issue", issue, "--task", "hang", "--wait")
+    followers = [follow(0, *spawn)]
+    (row,) = until(lambda: person.get("/api/agents", issue_id=issue, state="running").json()["agents"])
+    followers.append(follow(1, "logs", "-f", row["agent_id"]))
+    asker = agent(service, row["agent_id"])
+    asked = [ask(asker, "Bash: ls\x1b[31m", command="ls", issue_id=issue)]
+    ask(agent(service, f"other-{issue}"), "Not of this one", issue_id=issue)
+    until(lambda: all("asks: " in (tmp_path / f"err{number}").read_text() for number in range(2)))
+    asked.append(ask(asker, "Which?", kind="question", choices=["red", "blue"], issue_id=issue))
+    until(lambda: all("where TEXT is one of red, blue" in (tmp_path / f"err{n}").read_text() for n in range(2)))
+    person.delete(f"/api/agents/{row['agent_id']}")
+    assert [process.wait(30) for process in followers] == [143, 0]
+    for number in range(2):
+        told = [line for line in (tmp_path / f"err{number}").read_text().splitlines() if "asks: " in line]
+        assert [line.partition(";")[0] for line in told] == [
+            "cco: python-specialist asks: ls (Bash: ls [31m)", "cco: python-specialist asks: Which?",
+        ]  # fmt: skip
+        numbers = [each["approval_id"].rpartition("-")[2].lstrip("0") for each in asked]
+        assert f" approve {numbers[0]}` or `" in told[0] and f" answer {numbers[1]} TEXT` answers it" in told[1]
 
 
 def test_answers_survive_a_kill_and_a_waiter_that_comes_back_finds_them(service: Service, issue: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from cco_sidecar import GOOD, REFUSED, StartError, hookimpl
-from cco_sidecar_plugins.commands._client import Client
+from cco_sidecar_plugins.commands._client import Client, Refused
 from cco_sidecar_plugins.commands._printing import cell, print_fitted, show
 from cco_sidecar_plugins.commands._table import Command, add_commands, arg, number, text_or_input
 
@@ -92,6 +93,22 @@ def how_to_answer(client: Client, asked: dict[str, Any]) -> str:
         return f"`{client.command(f'approve {number}')}` or `{client.command(f'deny {number}')}` answers it"
     choices = f", where TEXT is one of {', '.join(map(cell, asked['choices']))}" if asked["choices"] else ""
     return f"`{client.command(f'answer {number} TEXT')}` answers it{choices}"
+
+
+def newly_asked(client: Client, agent: dict[str, Any], told: set[str], read: Callable[..., Any]) -> Iterator[str]:
+    """What an agent asks a person, since it waits for that, and how it is answered. ``told`` is what was told before;
+    ``read`` gets a path and a query. A policy may keep it from us, and the service may have no approvals.
+    """
+    try:
+        asked = read("/api/approvals", {"state": "open", "issue_id": agent["issue_id"]})["approvals"]
+    except Refused as error:
+        if error.status in (403, 404):
+            return
+        raise
+    for row in asked:
+        if row["agent_id"] == agent["agent_id"] and row["approval_id"] not in told:
+            told.add(row["approval_id"])
+            yield f"{agent['agent_type']} asks: {asks(row)}; {how_to_answer(client, row)}"
 
 
 def approval_named(client: Client, text: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from cco_sidecar_plugins.commands._client_view import (
     show_context,
     show_list,
 )
-from cco_sidecar_plugins.commands._printing import show
+from cco_sidecar_plugins.commands._printing import cell, show
 from cco_sidecar_plugins.commands._table import (
     CLIENT_OPTIONS,
     Command,
@@ -56,6 +56,7 @@ from cco_sidecar_plugins.commands._table import (
     standard_input,
     text_or_input,
 )
+from cco_sidecar_plugins.commands.approve import newly_asked
 
 
 @hookimpl
@@ -357,11 +358,13 @@ def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> 
 def shown_to_its_end(client: Client, agent_id: str) -> dict[str, Any]:
     """Show an agent's output on stderr until it ends; its status."""
     offset, text = 0, f"{agent_id} started\n"
+    questions = Questions(client, PATIENCE)
     sys.stderr.write(text)
     while True:
         status = call_again(client, f"/api/agents/{agent_id}/status", PATIENCE)
         logs = call_again(client, f"/api/agents/{agent_id}/logs", PATIENCE, {"since": offset})
         sys.stderr.write(logs["text"])
+        text = questions.tell(status, logs["text"] or text)
         sys.stderr.flush()
         offset, text = logs["next_offset"], logs["text"] or text
         if status["ended_at"] and not logs["text"]:  # an answer holds a megabyte at most
@@ -373,6 +376,29 @@ def shown_to_its_end(client: Client, agent_id: str) -> dict[str, Any]:
 
 
 PATIENCE = 10.0  # seconds
+
+
+class Questions:
+    """What an agent asks people, told on stderr once each: it waits for the answers."""
+
+    PAUSE = 1.0  # seconds between two looks
+
+    def __init__(self, client: Client, patience: float) -> None:
+        self._client, self._patience, self._told, self._next = client, patience, set[str](), 0.0
+
+    def tell(self, agent: dict[str, Any], shown: str) -> str:
+        """Tell what is new, after output that ends as ``shown`` does; how it ends now."""
+        if agent["ended_at"] or time.monotonic() < self._next:
+            return shown
+        self._next = time.monotonic() + self.PAUSE
+        for words in newly_asked(self._client, agent, self._told, self._read):
+            sys.stderr.write(f"{'' if shown.endswith(chr(10)) else chr(10)}cco: {cell(words)}\n")
+            sys.stderr.flush()
+            shown = "\n"
+        return shown
+
+    def _read(self, path: str, query: dict[str, Any]) -> Any:
+        return call_again(self._client, path, self._patience, query)
 
 
 def call_again(
@@ -421,14 +447,16 @@ def command_agent_logs(options: argparse.Namespace) -> int:
     logs = client.call("GET", f"{path}/logs", query=wanted | {"tail": options.tail, "since": options.since})
     if options.format == "json" and not options.follow:
         return show(options, logs)
-    ended = None
+    ended, text, questions = None, "\n", Questions(client, math.inf)
     while True:
         sys.stdout.write(logs["text"])
         sys.stdout.flush()
+        text = logs["text"] or text
         if not options.follow or (ended and not logs["text"]):
             return GOOD
         time.sleep(0 if logs["text"] else 0.3)
         status = call_again(client, f"{path}/status", math.inf)
+        text = questions.tell(status, text)
         ended = status["ended_at"]  # asked first: what it wrote before its end is then in the log
         following = call_again(client, f"{path}/logs", math.inf, wanted | {"since": logs["next_offset"]})
         if following["offset"] > logs["next_offset"]:

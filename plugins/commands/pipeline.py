@@ -54,7 +54,7 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
 from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_service
 from cco_sidecar_plugins.commands._pipeline_view import NotWritten, View, counted, last_shown, view_of
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number, text_or_input
-from cco_sidecar_plugins.commands.approve import asks, how_to_answer
+from cco_sidecar_plugins.commands.approve import newly_asked
 
 FIRST = NextAgent("chief-architect", "high", "pipeline: the first agent")
 
@@ -359,8 +359,8 @@ class Pipeline:
             if agent["ended_at"]:
                 return
             elapsed = time.monotonic() - self._story.started[agent_id]
-            if heard["events"]:
-                self._tell_what_is_asked(agent)
+            for words in newly_asked(self._link.client, agent, self._asked, self._read) if heard["events"] else ():
+                self._view.tell("note", reason=words)
             latest = next((text for line in reversed(agent["output_tail"]) if (text := last_shown(line)).strip()), "")
             self._view.progress(agent, elapsed, latest, changed=latest != shown)
             shown, pace = latest, self._view.pace
@@ -372,20 +372,8 @@ class Pipeline:
             heard = self._issue.wait("*", cursor, pace, filter=f"publisher:{agent_id}|cco-sidecar")
             cursor = heard["scanned_to"]
 
-    def _tell_what_is_asked(self, agent: dict[str, Any]) -> None:
-        """Say once what the agent asks a person, since it waits for that, and how it is answered."""
-        query = {"state": "open", "issue_id": self._name}
-        try:
-            asked = self._issue.call("GET", "/api/approvals", query=query)["approvals"]
-        except Refused as error:
-            if error.status in (403, 404):  # a policy keeps it from us, or the service has no approvals
-                return
-            raise
-        for row in asked:
-            if row["agent_id"] == agent["agent_id"] and row["approval_id"] not in self._asked:
-                self._asked.add(row["approval_id"])
-                how = how_to_answer(self._link.client, row)
-                self._view.tell("note", reason=f"{agent['agent_type']} asks: {asks(row)}; {how}")
+    def _read(self, path: str, query: dict[str, Any]) -> Any:
+        return self._issue.call("GET", path, query=query)
 
     # -- the end
 

@@ -374,6 +374,26 @@ CANNOT_WORK = [  # what is written, the exit code (None: it never ends), the beg
         0,
         "its model refused or failed: Empty response received from LLM. Check your account?",
     ),
+    (
+        "x\nError: ENOSPC: no space\n[3872 bytes were lost here: No space left on device]\n",
+        1,
+        "its last lines say: No space",
+    ),
+    (
+        'timestamp=1 level=ERROR error="SqlError (cause: SQLiteError: database or disk is full)"\n',
+        1,
+        "its last lines say: database or disk is full",
+    ),
+    ("I mend what says: No space left on device\n" + "x\n" * 60, 1, None),
+    (
+        "FATAL ERROR: Reached heap limit Allocation failed - JavaScript heap out of memory\n"
+        + " 1: 0xb78db3 node::x\n" * 40,
+        -6,
+        "its last lines say: JavaScript heap out of memory",
+    ),
+    ('Traceback (most recent call last):\n  File "x"\nMemoryError\n', 1, "its last lines say: MemoryError"),
+    ("I mended what says: No space left on device\n", 0, None),
+    ("I mend what says: No space left on device\n", None, None),
     ("something else\n", 3, None),
     ("", 1, None),
 ]

@@ -309,6 +309,11 @@ REFUSED_OPTION = late_pattern(
     re.MULTILINE,
 )
 
+# What ends any program. That its output was lost says our keeper itself.
+LACKING = late_pattern(
+    r"No space left on device|database or disk is full|JavaScript heap out of memory|^MemoryError\b.*", re.MULTILINE
+)
+
 
 def known_name(configured: Sequence[str] | None) -> str:
     """The known program that runs agents: where no command is configured the first on PATH; "" where a command of the
@@ -476,5 +481,7 @@ def agent_failure(agent: dict[str, Any], output: list[str], folder: str) -> str 
     reasons = [next(PROGRAMS[name].failure(name, code, lines, ended), "") for name in names or PROGRAMS]
     if any(reasons):
         return "; or ".join(dict.fromkeys(filter(None, reasons)))  # opencode and kilo speak alike
-    refused = REFUSED_OPTION.search("\n".join(output)) if code in (1, 2) else None
-    return f"its version does not take its options ({(refused[1] or refused[2])[:200]})" if refused else None
+    if refused := REFUSED_OPTION.search("\n".join(output)) if code in (1, 2) else None:
+        return f"its version does not take its options ({(refused[1] or refused[2])[:200]})"
+    lacking = LACKING.search("\n".join(lines[-60:])) if ended else None  # below it may stand a trace
+    return f"its last lines say: {lacking[0]}" if lacking else None

@@ -3609,8 +3609,8 @@ class Agents:
                 return await step(running)
             except Exception as error:  # a boundary: the disk may come back, and nobody else watches the agent
                 problem = f"{step.__name__.strip('_')} is tried again: {type(error).__name__}: {one_line(error)}"
-                trace = None if isinstance(error, (StorageError, OSError)) else error
-                log.error("agent %s: %s", running.row["id"], problem, exc_info=trace)
+                expected = isinstance(error, (StorageError, OSError))
+                log_once(f"agent {running.row['id']}: {problem}", exc_info=not expected)
                 await asyncio.sleep(1)
 
     async def _wait(self, running: Running) -> None:

@@ -658,6 +658,7 @@ def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(
 
     def write(file: int, content: bytes) -> int:
         if room[0] <= 0:
+            room[0] -= 1
             raise OSError(28, "No space left on device")
         written = real(file, content[: room[0]])
         room[0] -= written
@@ -670,11 +671,21 @@ def test_what_a_full_disk_swallowed_is_said_when_there_is_room_again(
     writer.write(b"and this\n", 2.0)
     room[0] = 1_000_000
     writer.write(b"after\n", 3.0)
-    writer.close()
+    room[0] = 0
+    writer.write(b"the last word", 4.0)
+    writer.ROOM_SECONDS = 0.01
+    with ThreadPoolExecutor(1) as threads:
+        closing = threads.submit(writer.close)
+        tried = room[0]
+        until(lambda: room[0] < tried - 1)
+        assert not closing.done()
+        room[0] = 1_000_000
+        closing.result(30)
     place, text, following = StampedOutput(tmp_path).read(0)
     lines = text.splitlines()
-    assert (lines[0], lines[1], lines[3]) == ("before", "half ", "after")
-    assert re.fullmatch(r"\[\d+ bytes were lost here: No space left on device\]", lines[2])
+    assert (lines[0], lines[1], lines[3]) == ("before", "half ", "after") and len(lines) == 5
+    for line in lines[2], lines[4]:
+        assert re.fullmatch(r"\[\d+ bytes were lost here: No space left on device\]", line)
     assert place == 0 and following == sum(path.stat().st_size for path in tmp_path.iterdir())
 
 

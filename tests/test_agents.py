@@ -984,6 +984,8 @@ from cco_sidecar import Agents, hookimpl
 def part_class(base):
     def check():
         if Path(FAULT).exists():
+            with open(FAULT, "a") as counted:
+                counted.write(".")
             raise TimeoutError
 
     class Faulty(base):
@@ -1010,6 +1012,8 @@ def test_an_agent_that_cannot_be_looked_after_for_a_while_ends_in_its_time_and_i
     agent_id = spawn(service.client())["agent_id"]
     until(lambda: not agents_left())
     until(lambda: f"agent {agent_id}: record is tried again: TimeoutError" in service.log)
+    until(lambda: len(fault.read_text()) > 4)
+    assert service.log.count("record is tried again") == 1
     assert status(service.client(), agent_id)["state"] == "running"
     fault.unlink()
     assert state(service.client(), agent_id)["state"] == "timeout"
@@ -1145,6 +1149,7 @@ def test_a_keeper_waits_for_room_to_write_an_end_down(
     program._ended(7, {"code": 3, "cpu": 0.0, "memory": 0})
     while program._unwritten:
         assert keeper.is_kept(tmp_path / "a") and keeper.written_end(tmp_path / "a") is None and problem != errno.EIO
+        assert not (tmp_path / "a/exit~").exists()
         program._write_end("a")
     end = keeper.written_end(tmp_path / "a")
     assert not keeper.is_kept(tmp_path / "a") and (end.code if end else None) == (None if problem == errno.EIO else 3)

@@ -20,18 +20,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes as long to import as all the rest
     from typing import Any
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class OutputWriter:
     """What an agent writes, each line after the time at which it began to arrive, in two files of SEGMENT bytes or so
     at most.
 
     A file's name says how many bytes came before it, so a cursor stays true over rotation and crashes. A file begins
-    with a line. Where the disk is full output is dropped, which is said as soon as there is room again; the agent is
-    never blocked.
+    with a line. Where the disk is full output is dropped, which is said as soon as there is room again, also behind the
+    last of it; the agent is never blocked.
     """
 
     SEGMENT = 4 * 1024 * 1024
     LONGEST_LINE = 256 * 1024  # a longer one is broken, so that a file can end
+    ROOM_SECONDS = 1.0  # between looks for room
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -40,7 +43,7 @@ class OutputWriter:
             for name in os.listdir(folder)
             if name.startswith("output.") and name.endswith(".log")
         )
-        self._lost, self._reason, self._line = 0, "", 0
+        self._lost, self._reason, self._full, self._line = 0, "", False, 0
         self._open(places[-1] if places else 0)
 
     def _open(self, place: int) -> None:
@@ -51,7 +54,7 @@ class OutputWriter:
 
     def write(self, chunk: bytes, now: float) -> None:
         """Append what was read at ``now``."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)).encode() + b".%03dZ " % (now % 1 * 1000)
+        stamp = self._stamp(now)
         if self._lost and not self._admit(stamp):
             self._lost += len(chunk)
             return
@@ -67,7 +70,13 @@ class OutputWriter:
         self._append(text)
 
     def close(self) -> None:
+        """End, once it is said what was lost: while the disk is full, that takes until there is room."""
+        while self._lost and not self._admit(self._stamp(time.time())) and self._full:
+            time.sleep(self.ROOM_SECONDS)
         os.close(self._file)
+
+    def _stamp(self, now: float) -> bytes:
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)).encode() + b".%03dZ " % (now % 1 * 1000)
 
     def _admit(self, stamp: bytes) -> bool:
         """Say what was lost; whether there is room for that."""
@@ -88,7 +97,7 @@ class OutputWriter:
                 text = text[written:]
         except OSError as error:
             self._lost += len(text)
-            self._reason = error.strerror or "unknown"
+            self._reason, self._full = error.strerror or "unknown", error.errno in FULL
 
     def _rotate(self) -> None:
         """Begin another file; only the one before it is kept."""
@@ -278,10 +287,10 @@ class KeeperProgram:
         output = OutputWriter(self._path(agent, ""))
         while chunk := os.read(reader, 16 * 1024):
             output.write(chunk, time.time())
-        output.close()
         with contextlib.suppress(OSError):  # the agent's whole folder may be gone
             os.unlink(self._path(agent, self.PIPE))
         os.close(reader)
+        output.close()
 
     def _path(self, agent: str, name: str) -> str:
         return os.path.join(self._folder, agent, name)
@@ -340,7 +349,9 @@ class KeeperProgram:
                 os.close(file)
             os.replace(path + "~", path)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            with contextlib.suppress(OSError):
+                os.unlink(path + "~")
+            if error.errno in FULL:
                 return
         del self._unwritten[agent]
         os.close(note)

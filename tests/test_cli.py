@@ -541,6 +541,17 @@ def test_a_part_of_an_id_that_may_be_several_names_them(
     assert code == 1 and err.startswith("cco: 404 REQ_002: "), err
 
 
+@pytest.mark.parametrize("words", ["results get", "agent status", "agent logs", "agent kill"])
+def test_an_id_that_names_nothing_is_told_where_ids_are_listed(
+    words: str, cco: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, err = cco(*words.split(), "nothing-here")
+    kind = words.split()[0]
+    assert (code, out) == (1, "") and re.fullmatch(
+        rf"cco: 404 REQ_002: .* nothing-here; `.* {kind} list` lists.*\n", err
+    )
+
+
 @pytest.mark.parametrize("command", [["context", "get"], ["brief"], ["context", "get", "--explain"]])
 def test_an_issue_and_a_type_the_other_way_round_are_told(
     command: list[str], cco: Callable[..., tuple[int, str, str]]

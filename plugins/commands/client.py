@@ -537,7 +537,8 @@ def whole_id(client: Client, kind: str, text: str) -> str:
             if name.startswith(text) or name.endswith(text) or random_part(name).startswith(text)
         ]
         if not found:
-            raise
+            known = client.command(f"{'agent' if kind == 'agents' else kind} list")
+            raise Refused(error.status, error.content, f"`{known}` lists them") from None
     if len(found) > 1 or len(text) < SHORTEST_ID:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         least = f", {SHORTEST_ID} characters at least" if len(text) < SHORTEST_ID else ""

@@ -3416,30 +3416,30 @@ class Redaction:
 
 
 def without_secrets(content: str, pattern: re.Pattern[str], looks_real: Callable[..., bool] = bool) -> tuple[str, int]:
-    """``content`` without the matches, or their last groups, that look real, and how many there were. Blocks."""
+    """``content`` without the matches, or their last groups, that look real, and their number. Blocks."""
     kept, last, begin = [], 0, 0
-    for end in range(WINDOW, len(content) + WINDOW, WINDOW):  # one long search would keep all other threads waiting
-        for match in pattern.finditer(content, max(begin, end - WINDOW), end + WINDOW // 2):
-            if match.start() >= end:
-                break
+    for end in range(WINDOW, len(content) + WINDOW, WINDOW):  # one long search would hold up all threads
+        while (match := pattern.search(content, begin, end + WINDOW // 2)) and match.start() < end:
+            match = pattern.match(content, match.start()) or match  # it may go on
             begin = match.end()
             if looks_real(match):
                 first, past = match.span(match.lastindex or 0)
                 kept.append(content[last:first] + REDACTED + "\n" * content.count("\n", first, past))
                 last = past
+        begin = max(begin, end)
     return "".join([*kept, content[last:]]), len(kept)
 
 
-WINDOW = 64 * 1024  # letters in which a secret begins; it has half as many at most
+WINDOW = 64 * 1024  # letters in which a secret begins
 SHORTEST = 8  # letters of a text that holds a secret
 JSON_TEXT = re.compile(rb'("(?:[^"\\]++|\\.)*+")(:?)')  # names of fields end in a colon
 REDACTED = "[REDACTED]"
 SECRET_NAME = re.compile(
     r"(?i:secret|token|passw(?:or)?d|passphrase|pwd|credential|authorization|(?:api|access|auth|account)[_-]?key)"
 )
-SECRETS = (  # bounded and possessive: no text may make them slow; where one has a group, only that is the secret
+SECRETS = (  # possessive, only keys unbounded: no text makes them slow; the secret is the group, if any
     r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
-    r"(?:[\s\\nr\"',#|+]{0,20}(?:[A-Za-z-]{4,20}: [^\n]{0,200}|[A-Za-z0-9+/=]{16,}+)){1,5000}+"
+    r"(?:[\s\\nr\"',#|+]{0,20}(?:[A-Za-z-]{4,20}: [^\n]{0,200}|[A-Za-z0-9+/=]{16,}+))++"
     r"(?:\s?[\w+/=]{0,15}\s?-{5}END)?",
     r"PuTTY-User-Key-File-\d: (?:(?!PuTTY|Private-MAC)[^\n]{0,200}+\n){1,100}+Private-MAC: \w+",
     r"eyJ(?:(?!eyJ)[\w-]){10,1000}+\.eyJ[\w-]{10,20000}+\.[\w-]{20,}+",

@@ -1,5 +1,6 @@
 """Secrets are taken out of what agents read, in every documented form, and what only looks like one stays."""
 
+import base64
 import json
 import random
 import subprocess
@@ -169,6 +170,28 @@ def test_a_secret_is_found_wherever_the_windows_of_a_long_text_end(secret: str) 
         left, number = redact(text)
         assert number == 1 and RANDOM not in left and "MIIE" not in left and TOKEN not in left
         assert (left.count("\n"), left.count("word")) == (text.count("\n"), text.count("word"))
+
+
+BLOCK = base64.b64encode(random.Random(2).randbytes(300_000)).decode()
+LONG_KEYS = {
+    "of a photograph's length": (BLOCK[:40_000], "PGP PRIVATE KEY BLOCK", "\n"),
+    "of more than 5,000 lines": (BLOCK, "RSA PRIVATE KEY", "\n"),
+    "with escaped line ends": (BLOCK, "PRIVATE KEY", "\\n"),
+    "in one line": (BLOCK, "PRIVATE KEY", ""),
+}
+
+
+@pytest.mark.parametrize(("block", "kind", "ends"), LONG_KEYS.values(), ids=LONG_KEYS)
+@pytest.mark.parametrize("reader", [Redaction, plugin("_redaction").MeasuredRedaction], ids=["alone", "plugins"])
+def test_of_a_long_key_nothing_is_left(reader: type[Redaction], block: str, kind: str, ends: str) -> None:
+    lines = [block[at : at + 64] for at in range(0, len(block), 64)]
+    key = "\n".join([f"-----BEGIN {kind}-----", ends.join(lines), f"-----END {kind}-----"])
+    for before in (0, cco_sidecar.WINDOW - 2_000, cco_sidecar.WINDOW - len(key) // 2):
+        text = "word \n" * (max(before, 0) // 6) + key + "\nlast words\n"
+        left, number = reader().redact(text)
+        assert number == 1 and not [line for line in lines if line[:40] in left], (before, number)
+        assert (left.count("\n"), left.count("word")) == (text.count("\n"), text.count("word"))
+    assert block[:40] not in msgspec.json.encode(reader().redact_json({"artifacts": {"key": key}})[0]).decode()
 
 
 def test_a_long_text_is_searched_while_other_threads_go_on() -> None:

@@ -115,7 +115,7 @@ def test_a_table_is_no_wider_than_the_terminal_and_keeps_its_ids_whole(
 ) -> None:
     for rows in (ROWS, ROWS[:1], ROWS[1:], ROWS[2:]):
         lines = table(width, rows, monkeypatch)
-        assert max(map(printing.width_of, lines)) <= width
+        assert max(map(printing.width_of, lines)) <= width and "……" not in "".join(lines)
         assert [line.split()[0] for line in lines] == ["ID", *(row[0] for row in rows)]
         assert not any(character in line for line in lines for character in "\x1b\t")
         if width >= 80:

@@ -204,7 +204,7 @@ def cut(text: str, width: int) -> str:
         if used > width - 1:
             break
         taken += character
-    return taken.rstrip() + "…"
+    return taken.rstrip("… ") + "…"  # a cell of a row that is cut may be cut already
 
 
 def pad(text: str, width: int) -> str:

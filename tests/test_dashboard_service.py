@@ -419,6 +419,16 @@ def test_an_export_is_read_without_the_service_and_nothing_in_it_is_markup(
     assert cco(service, "export", "no-such")[0] == 1 and cco(service, "export", "../x")[0] == 2
 
 
+def test_an_export_tells_what_each_agent_was_to_do(told: Client) -> None:
+    for task in ("succeed at once", "succeed again\n\n# and | more"):
+        told.spawn("i-tasks", task=task)
+    text = told.get("/api/issues/i-tasks/export", format="markdown").text
+    assert text.startswith("# Issue `i-tasks`\n\n`succeed at once`\n")  # which the issue began with
+    assert re.findall(r"`started: (.*)` \|$", text, re.MULTILINE) == [
+        "succeed at once", r"succeed again # and \| more",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("text", "shown"), [
     ("a|b", r"`a\|b`"), (r"a\|<b>", r"`a\ \|<b>`"), (r"\\|", r"`\ \ \|`"), ("a\\", r"`a\`"), ("`|``", r"``` `\|`` ```"),
     ("\u202ea\u061cb\x1b[0m\n", "`<U+202E>a<U+061C>b [0m`"), ("\n ", "`-`"), (None, "`-`"),

@@ -152,6 +152,7 @@ def told(entry: dict[str, Any]) -> str:
     """What a row of the table says: the title, and what a reader asks next."""
     data = entry.get("data")
     more = {
+        "spawned": entry.get("task"),  # an issue's agents may have had different ones
         "result": next(iter(entry.get("decisions") or []), None),
         "ended": entry.get("reason") or (f"exit code {entry['exit_code']}" if entry.get("exit_code") else None),
         "event": data.get("message") if isinstance(data, dict) else None,

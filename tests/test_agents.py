@@ -1046,8 +1046,13 @@ cco_sidecar.Records.commit = faulty
     (tmp_path / "fault").touch()
     assert service.client().delete(f"/api/agents/{agent_id}").status_code == 202
     until(lambda: not agents_left())
+    if "raise" in fault:  # else the write waits, and has not failed
+        until(lambda: "it has ended (killed" in (status(service.client(), agent_id)["reason"] or ""))
+        (listed,) = service.client().get("/api/agents", status="active").json()["agents"]
+        assert listed["state"] == "running" and "it has ended" in listed["reason"], "as it is on disk"
     (tmp_path / "fault").unlink()
-    assert state(service.client(), agent_id)["state"] == "killed"
+    ended = state(service.client(), agent_id)
+    assert (ended["state"], ended["reason"]) == ("killed", None)
 
 
 @pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")

@@ -82,6 +82,10 @@ class DetailedAgents(Agents):
         """
         running = self.active.get(row["id"])
         live = {name: running.row.get(name) for name in LIVE} if running else {}
+        if running and running.row.get("unrecorded") and not row["ended"]:
+            code = running.row["exit_code"]
+            how = running.row["state"] + (f", exit code {code}" if code is not None else "")
+            live["reason"] = f"it has ended ({how}), and the storage does not take that; see /health"
         return row | live | latest_result(self.storage.read, row["project"], row["id"])
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +110,13 @@ class DetailedAgents(Agents):
             "result_id": result, "output_tail": row["output_tail"], "cpu_seconds": cpu,
             "peak_memory_bytes": row.get("peak_memory"),
         }  # fmt: skip
+
+    async def _record(self, running: Running) -> None:
+        try:
+            await super()._record(running)
+        except Exception:  # the core tries again: until then only this process knows of the end
+            running.row["unrecorded"] = True
+            raise
 
     async def judge(self, running: Running) -> None:
         while CALLS.get(running):  # what the agent had sent before its end

@@ -231,8 +231,9 @@ class AnswerMcp(Endpoint):
         progress, began = asked.meta.get("progressToken"), time.monotonic()
         place = json.dumps([process_of(self), asked.modern, asked.id])
         resumable = len(place) <= 1000  # as a head can bear it
-        first = f"id: {place}\nretry: {self.RETRY_MS}\ndata:\n\n" if resumable else ": waiting\n\n"
-        await self._send_part(first.encode())
+        # Of a type of its own: as a message some programs would read it as JSON.
+        begin = f"event: begin\nid: {place}\nretry: {self.RETRY_MS}\ndata:\n\n" if resumable else ": waiting\n\n"
+        await self._send_part(begin.encode())
         while not await self._is_done(outcome, self.SILENT_SECONDS):
             alive = b": waiting\n\n"
             if isinstance(progress, (str, int)):

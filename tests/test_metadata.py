@@ -690,6 +690,34 @@ def test_manifests_are_parsed_again_only_where_one_of_them_is_another(
     assert changed >= 2
 
 
+@table(MODULES)
+def test_of_a_project_s_modules_only_the_changed_ones_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Contents, expected: dict[str, str]
+) -> None:
+    read, read_whole = list[str](), ProjectFiles._read
+
+    def noted(files: Any, name: str, limit: int) -> bytes | None:
+        if (tmp_path / name).parent != tmp_path and (tmp_path / name).exists():
+            read.append(name)
+        content: bytes | None = read_whole(files, name, limit)
+        return content
+
+    def dependencies() -> dict[str, str]:
+        found: dict[str, str] = manifests.facts_of(ProjectFiles(tmp_path, given))["dependency_versions"]
+        return found
+
+    monkeypatch.setattr(ProjectFiles, "_read", noted)
+    monkeypatch.setattr(plugin("_parsing"), "is_young", lambda moment, now: False)
+    write(tmp_path, given)
+    assert dependencies() == manifests.presentable(expected)
+    for name in list(dict.fromkeys(read)):
+        read.clear()
+        write(tmp_path, {name: bytes((tmp_path / name).read_bytes() + b"\n")})
+        assert dependencies() == manifests.presentable(expected)
+        inherits = set(read) - {name}
+        assert name in read and all(name.endswith("pom.xml") and each.startswith(name[:-7]) for each in inherits)
+
+
 @pytest.mark.parametrize("is_young", [True, False])
 def test_a_manifest_that_was_changed_this_moment_is_parsed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_young: bool

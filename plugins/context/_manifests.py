@@ -10,8 +10,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from cco_sidecar_plugins._patterns import late_pattern
-from cco_sidecar_plugins.context._modules import MOST_MODULES, Versions, members, merged, yaml_block, yaml_list
-from cco_sidecar_plugins.context._parsing import File
+from cco_sidecar_plugins.context._modules import (
+    MOST_MODULES,
+    Versions,
+    members,
+    merged,
+    without_own,
+    yaml_block,
+    yaml_list,
+)
+from cco_sidecar_plugins.context._parsing import File, ProjectFiles
 
 # -- Gradle
 
@@ -45,27 +53,37 @@ def gradle_modules(file: File) -> Versions:
     included = dict.fromkeys(name.strip(":") for name in names)
     folders = [moved.get(name, name.replace(":", "/")) for name in included][:MOST_MODULES]
     places = [posixpath.normpath(f"{folder}/build.gradle{end}") for folder in folders for end in ("", ".kts")]
-    return merged(file.files.parsed_once(place, gradle_dependencies) or {} for place in places)
+    return merged(gradle_project(file.files, place) for place in places)
 
 
 def gradle_dependencies(file: File) -> Versions:
-    """Those that are written as ``"group:name:version"``, ``group: …, name: …`` or by their names in the catalog; ""
-    for a version in a variable.
-    """
-    text = without_comments(file.text())
+    return gradle_project(file.files, file.name)
+
+
+def gradle_project(files: ProjectFiles, place: str) -> Versions:
+    """Those that its build file writes, and those that it names by their names in a catalog."""
+    found, uses = files.parsed_once(place, gradle_file) or ({}, [])
     places = {"libs": "gradle/libs.versions.toml"}
     for settings in ("settings.gradle", "settings.gradle.kts"):
-        places |= file.files.parsed_once(settings, catalog_places) or {}
+        places |= files.parsed_once(settings, catalog_places) or {}
+    named = [
+        (files.parsed_once(places[catalog], catalog_file) or {}).get(name.removesuffix(".get"), {})
+        for catalog, name in uses
+        if catalog in places
+    ]
+    return merged((found, *named))
+
+
+def gradle_file(file: File) -> tuple[Versions, list[tuple[str, str]]]:
+    """(those that are written as ``"group:name:version"`` or ``group: …, name: …``, "" for a version in a variable;
+    (catalog, name in it) of others).
+    """
+    text = without_comments(file.text())
     found: Versions = {}
     for together, version, group, name, other in GRADLE.findall(text):
         version = version or other
         found.setdefault(together or f"{group}:{name}", "" if "$" in version else version)
-    named = [
-        (file.files.parsed_once(places[catalog], catalog_file) or {}).get(name.removesuffix(".get"), {})
-        for catalog, name in OF_CATALOG.findall(text)
-        if catalog in places
-    ]
-    return merged((found, *named))
+    return found, OF_CATALOG.findall(text)
 
 
 def catalog_places(file: File) -> dict[str, str]:
@@ -160,19 +178,16 @@ def unquoted(text: str) -> str:
 
 def pubspec_dependencies(file: File) -> Versions:
     """The project's own, then those of its workspace's packages, or of melos', which are none themselves."""
-    found, names = list[Versions](), set[str]()
-
-    def read(package: File) -> None:
-        text = package.text()
-        names.update(re.findall(r"(?m)^name:[ \t]*[\"']?(\w+)", text))
-        for key in ("dependencies", "dev_dependencies"):
-            found.append(pubspec_block(yaml_block(text, key) or lines_of_braces(text, key)))
-
-    read(file)
     melos = file.files.parsed("melos.yaml", lambda melos: yaml_list(melos.text(), "packages"))
-    for member in members(file, yaml_list(file.text(), "workspace") or melos):
-        file.files.parsed(member, read)
-    return {name: version for name, version in merged(found).items() if name not in names}
+    places = (file.name, *members(file, yaml_list(file.text(), "workspace") or melos))
+    return without_own(file.files.parsed_once(place, pubspec) for place in places)
+
+
+def pubspec(file: File) -> tuple[str, Versions]:
+    text = file.text()
+    name = re.search(r"(?m)^name:[ \t]*[\"']?(\w+)", text)
+    blocks = (yaml_block(text, key) or lines_of_braces(text, key) for key in ("dependencies", "dev_dependencies"))
+    return name[1] if name else "", merged(map(pubspec_block, blocks))
 
 
 def pubspec_block(lines: list[str]) -> Versions:
@@ -233,7 +248,7 @@ def sbt_dependencies(file: File) -> Versions:
     named = SBT_PROJECT.findall(without_comments(file.text()))
     folders = dict.fromkeys(place or name.strip("`") for name, place in named)
     places = dict.fromkeys(posixpath.normpath(f"{folder}/build.sbt") for folder in [*folders][:MOST_MODULES])
-    read = (file.files.parsed(place, sbt_file) or {} for place in ("project/Dependencies.scala", *places))
+    read = (file.files.parsed_once(place, sbt_file) or {} for place in ("project/Dependencies.scala", *places))
     return merged((sbt_file(file), *read))
 
 

@@ -6,7 +6,6 @@ _manifests.py.
 from __future__ import annotations
 
 import fnmatch
-import functools
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
@@ -28,6 +27,13 @@ def merged(tables: Iterable[Versions]) -> Versions:
         for name, version in table.items():
             found[name] = found.get(name) or version
     return found
+
+
+def without_own(read: Iterable[tuple[str, Versions] | None]) -> Versions:
+    """What was ``read`` of a project's packages by their names, and none of them."""
+    packages = [each for each in read if each]
+    own = {name for name, _ in packages}
+    return {name: version for name, version in merged(found for _, found in packages).items() if name not in own}
 
 
 # -- workspaces
@@ -90,15 +96,16 @@ def is_one_of(folder: str, patterns: list[str]) -> bool:
 def maven_dependencies(file: File) -> Versions:
     """The project's own and its modules', not those of build plugins, and none of the modules themselves."""
     found, own = list[Versions](), set[str]()
-    waiting, seen = [Pom(file, None)], {file.name}
+    root, seen = file.files.parsed_once(file.name, Pom, None), {file.name}
+    waiting = [root] if root else []
     while waiting:
         pom = waiting.pop(0)
         own.add(pom.name)
-        found.append(pom.dependencies())
-        for module in pom.modules():
+        found.append(pom.dependencies)
+        for module in pom.modules:
             if module not in seen and len(seen) < MOST_MODULES:
                 seen.add(module)
-                if read := file.files.parsed(module, functools.partial(Pom, above=pom)):
+                if read := file.files.parsed_once(module, Pom, pom):
                     waiting.append(read)
     return {name: version for name, version in merged(found).items() if name not in own}
 
@@ -110,14 +117,14 @@ class Pom:
     """
 
     def __init__(self, file: File, above: Pom | None) -> None:
-        self._file, self._root = file, file.xml()
-        if self._root.tag != "project":
-            raise ValueError(f"it is no Maven project but <{self._root.tag}>")
-        text = self._root.findtext
+        root = file.xml()
+        if root.tag != "project":
+            raise ValueError(f"it is no Maven project but <{root.tag}>")
+        text = root.findtext
         parent = above if above and (text("parent/artifactId") or "").strip() == above.artifact else None
         self.artifact: str = (text("artifactId") or "").strip()
         self.properties: dict[str, str] = dict(parent.properties) if parent else {}
-        self.properties |= {item.tag: (item.text or "").strip() for item in self._root.iterfind("properties/*")}
+        self.properties |= {item.tag: (item.text or "").strip() for item in root.iterfind("properties/*")}
         for name in ("groupId", "artifactId", "version"):
             inherited = (text(f"parent/{name}") or "").strip()
             self.properties[f"project.parent.{name}"] = inherited
@@ -125,31 +132,32 @@ class Pom:
                 text(name) or ""
             ).strip() or inherited
         self.name = f"{self.properties['project.groupId']}:{self.artifact}"
-        managed = self._artifacts("dependencyManagement/dependencies/dependency")
+        managed = self._artifacts(root, "dependencyManagement/dependencies/dependency")
         inherits = parent.managed if parent else {}  # often thousands, of which most modules change none
         self.managed: Versions = merged((managed, inherits)) if managed else inherits
+        own = merged(self._artifacts(root, f"{where}dependencies/dependency") for where in ("", "profiles/profile/"))
+        self.dependencies = {name: version or self.managed.get(name, "") for name, version in own.items()}
+        self.modules = list(modules_of(root, posixpath.dirname(file.name)))
+        if not self.modules:  # nobody inherits them
+            self.properties, self.managed = {}, {}
 
-    def dependencies(self) -> Versions:
-        own = merged(map(self._artifacts, ("dependencies/dependency", "profiles/profile/dependencies/dependency")))
-        return {name: version or self.managed.get(name, "") for name, version in own.items()}
-
-    def modules(self) -> Iterator[str]:
-        """The files of its modules, each named by its folder or itself."""
-        folder = posixpath.dirname(self._file.name)
-        for path in ("modules/module", "profiles/profile/modules/module"):
-            for item in self._root.iterfind(path):
-                place = posixpath.normpath(posixpath.join(folder, (item.text or "").strip().replace("\\", "/")))
-                yield place if place.endswith(".xml") else posixpath.join(place, "pom.xml")
-
-    def _artifacts(self, path: str) -> Versions:
+    def _artifacts(self, root: Element, path: str) -> Versions:
         found: Versions = {}
-        for item in self._root.iterfind(path):
+        for item in root.iterfind(path):
             group, artifact, version = (
                 filled(item.findtext(name, ""), self.properties) for name in ("groupId", "artifactId", "version")
             )
             if group and artifact:
                 found[f"{group}:{artifact}"] = found.get(f"{group}:{artifact}") or version
         return found
+
+
+def modules_of(root: Element, folder: str) -> Iterator[str]:
+    """The files of a Maven project's modules, each named by its folder or itself."""
+    for path in ("modules/module", "profiles/profile/modules/module"):
+        for item in root.iterfind(path):
+            place = posixpath.normpath(posixpath.join(folder, (item.text or "").strip().replace("\\", "/")))
+            yield place if place.endswith(".xml") else posixpath.join(place, "pom.xml")
 
 
 def filled(text: str, properties: dict[str, str]) -> str:
@@ -175,10 +183,10 @@ def has_solution(files: ProjectFiles) -> bool:
 def dotnet_dependencies(files: ProjectFiles) -> Versions:
     """The packages of all .NET projects, versions also out of Directory.Packages.props."""
     shared = files.ending_with("directory.packages.props")
-    central = merged(files.parsed(name, central_versions) or {} for name in shared)
+    central = merged(files.parsed_once(name, central_versions) or {} for name in shared)
     common = files.ending_with("directory.build.props", "directory.build.targets", "packages.config")
     places = (*files.ending_with(*PROJECTS), *common, *shared)
-    found = merged(files.parsed(name, package_references) or {} for name in places)
+    found = merged(files.parsed_once(name, package_references) or {} for name in places)
     return {name: version or central.get(name, "") for name, version in found.items()}
 
 

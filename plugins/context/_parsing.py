@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import time
+import typing
 from collections.abc import Callable, Collection, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,9 +48,9 @@ class ProjectFiles:
     def __init__(self, root: Path, listed: Collection[str] | None = None, room: float = math.inf) -> None:
         self.root = os.path.realpath(root)
         self._listed, self._room = None if listed is None else tuple(listed), room
-        self._counted, self._kept = set[str](), dict[tuple[str, Any], Any]()
+        self._counted = dict[str, int]()  # bytes of the files that were read
         self.incomplete = False  # a file that is there could not be read, or not in time: later it may be
-        self.told = Told(self._listed)
+        self.told, self.before = Told(self._listed), Told(None)
 
     def parsed(self, name: str, parse: Callable[[File], T], limit: int = MB) -> T | None:
         """What ``parse`` makes of the file ``name`` (relative to the root); None where it is missing, has more than
@@ -60,8 +61,7 @@ class ProjectFiles:
                 self.tell("", "further manifests, as those that were read are too large together")
                 return None
             content = self._read(name, limit)
-            self._room -= 0 if name in self._counted else len(content or b"")
-            self._counted.add(name)
+            self._count(name, len(content or b""))
             return None if content is None else parse(File(self, name, content))
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -72,12 +72,33 @@ class ProjectFiles:
             self.tell(name, type(error).__name__ if shows_content else one_line(error)[:200])
             return None
 
-    def parsed_once(self, name: str, parse: Callable[[File], T]) -> T | None:
-        """What ``parsed`` gives, kept for the other files that name this one."""
-        if (name, parse) not in self._kept:
-            self._kept[name, parse] = self.parsed(name, parse)
-        found: T | None = self._kept[name, parse]
-        return found
+    def parsed_once(self, name: str, parse: Callable[..., T], *given: Any) -> T | None:
+        """What ``parse`` makes of the file and of what is ``given``, for which it asks no other file. It is kept for
+        those who ask again, and by ``while_unchanged`` until the file or what is given is another. Blocks.
+        """
+        key = name, parse
+        kept = self.told.kept.get(key) or self._kept_before(name, parse)
+        if not kept or kept[0] != given:
+            found = self.parsed(name, lambda file: parse(file, *given))
+            kept = given, found, self._counted.get(name)
+        self.told.kept[key] = kept
+        return typing.cast("T | None", kept[1])
+
+    def _kept_before(self, name: str, parse: Any) -> Kept | None:
+        """What ``parse`` made of the file, where that is the same now. Blocks."""
+        kept, looked = self.before.kept.get((name, parse)), self.before.looked.get(name)
+        if not kept or not looked or self._room <= 0:
+            return None
+        if (self._lists(looked[0]), facts_of(self._place(name))) != looked[1:]:
+            return None
+        self.told.looked.setdefault(name, looked)
+        if kept[2] is not None:
+            self._count(name, kept[2])
+        return kept
+
+    def _count(self, name: str, size: int) -> None:
+        self._room -= 0 if name in self._counted else size
+        self._counted[name] = size
 
     def ending_with(self, *endings: str) -> list[str]:
         """The listed files whose names end so, in any case; those near the root first, at most 300."""
@@ -134,7 +155,8 @@ class ProjectFiles:
         """Take note of what shows that the file, which is at ``inside``, is another one; before it is read. Blocks."""
         now, facts = time.time_ns(), facts_of(self._place(name))
         hides_changes = any(is_young(moment, now) for moment in facts[:2])
-        self.told.looked[name] = inside, self._lists(inside), None if hides_changes else facts
+        looked = inside, self._lists(inside), None if hides_changes else facts
+        self.told.looked.setdefault(name, looked)  # so one that changes between two looks is another the next time
 
     def _place(self, name: str) -> str:
         return os.path.join(self.root, name)
@@ -159,14 +181,19 @@ class ProjectFiles:
             raise ValueError("git ignores it")
 
 
+Looked = tuple[str, bool, Any]  # of a file where it is, whether that is listed, and its facts
+Kept = tuple[tuple[Any, ...], Any, int | None]  # what was given, what was made of it and a file, and the file's size
+
+
 class Told(Struct):
-    """What was told of files: the names that were listed, those with the endings that were asked for, and of each file
-    that was asked for where it is, whether that is listed, and its facts.
+    """What was told of files: the names that were listed, those with the endings that were asked for, what was looked
+    at, and what was made of a file and of what else was given.
     """
 
     listed: tuple[str, ...] | None
     endings: dict[tuple[str, ...], list[str]] = {}
-    looked: dict[str, tuple[str, bool, Any]] = {}
+    looked: dict[str, Looked] = {}
+    kept: dict[tuple[str, Any], Kept] = {}
 
 
 def remembered(read: Callable[[ProjectState], tuple[Facts, ProjectFiles]]) -> Callable[[ProjectState], Facts]:
@@ -201,18 +228,20 @@ def facts_of(path: str) -> tuple[int, ...]:
 
 def while_unchanged(read: Callable[[ProjectFiles], Facts]) -> Callable[[ProjectFiles], Facts]:
     """The facts of ``read``, which is called again where what its files told it is another now: most edits are of
-    other files, and parsing hundreds of manifests takes a quarter of a second.
+    other files, and parsing hundreds of manifests takes a quarter of a second. What it parses once stays of those that
+    are the same.
     """
     last: tuple[str, Told, Facts] | None = None
 
     @functools.wraps(read)
     def facts(files: ProjectFiles) -> Facts:
         nonlocal last
-        known = last
-        if known and known[0] == files.root and files.would_tell(known[1]):
+        known = last if last and last[0] == files.root else None
+        if known and files.would_tell(known[1]):
             found = known[2]
             told = msgspec.structs.replace(known[1], listed=files.told.listed)
         else:
+            files.before = known[1] if known else files.before
             found, told = read(files), files.told
         last = None if files.incomplete else (files.root, told, found)
         return found

@@ -36,6 +36,7 @@ from cco_sidecar_plugins.context._modules import (
     merged,
     package_members,
     umbrella_members,
+    without_own,
 )
 from cco_sidecar_plugins.context._parsing import Facts, File, ProjectFiles, remembered, while_unchanged
 from cco_sidecar_plugins.context._urls import without_credentials
@@ -401,17 +402,13 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def package_json_dependencies(file: File) -> Versions:
     """The project's own, then those of its workspaces, which are none themselves."""
-    found, names = list[Versions](), set[str]()
+    places = (file.name, *package_members(file, file.table(file.json())))
+    return without_own(file.files.parsed_once(place, package_json) for place in places)
 
-    def read(package: File) -> dict[str, Any]:
-        data = package.table(package.json())
-        names.add(str(data.get("name")))
-        found.append(packages_of(package, data, *NPM))
-        return data
 
-    for member in package_members(file, read(file)):
-        file.files.parsed(member, read)
-    return {name: version for name, version in merged(found).items() if name not in names}
+def package_json(file: File) -> tuple[str, Versions]:
+    data = file.table(file.json())
+    return str(data.get("name")), packages_of(file, data, *NPM)
 
 
 NPM = ("optionalDependencies", "dependencies", "devDependencies", "peerDependencies")  # the first overrides
@@ -431,24 +428,19 @@ def packages_of(file: File, data: Any, *sections: str) -> Versions:
 
 def cargo_dependencies(file: File) -> Versions:
     """The project's own, then those of its workspace's members, which are none themselves."""
-    workspace, names = file.table(file.toml(), "workspace"), set[str]()
-    shared, found = file.table(workspace, "dependencies"), list[Versions]()
-
-    def read(member: File) -> None:
-        data = member.toml()
-        names.add(str(member.table(data, "package").get("name")))
-        found.append(crate_dependencies(member, data, shared))
-
-    read(file)
-    for name in members(file, workspace.get("members")):
-        file.files.parsed(name, read)
-    return {name: version for name, version in merged((*found, crates(shared, {}))).items() if name not in names}
+    workspace = file.table(file.toml(), "workspace")
+    shared = file.table(workspace, "dependencies")
+    places = (file.name, *members(file, workspace.get("members")))
+    read = (file.files.parsed_once(place, crate, shared) for place in places)
+    return without_own((*read, ("", crates(shared, {}))))
 
 
-def crate_dependencies(file: File, data: dict[str, Any], shared: dict[str, Any]) -> Versions:
+def crate(file: File, shared: dict[str, Any]) -> tuple[str, Versions]:
+    data = file.toml()
     places = [data, *(file.table(data, "target", target) for target in file.table(data, "target"))]
     kinds = ("dependencies", "dev-dependencies", "dev_dependencies", "build-dependencies", "build_dependencies")
-    return merged(crates(file.table(place, kind), shared) for kind in kinds for place in places)
+    found = merged(crates(file.table(place, kind), shared) for kind in kinds for place in places)
+    return str(file.table(data, "package").get("name")), found
 
 
 def crates(table: dict[str, Any], shared: dict[str, Any]) -> Versions:
@@ -469,7 +461,7 @@ MIX = late_pattern(  # a dependency, not an application of the same umbrella
 
 def mix_dependencies(file: File) -> Versions:
     """The project's own, and those of an umbrella's applications."""
-    return merged(file.files.parsed(name, mix_file) or {} for name in (file.name, *umbrella_members(file)))
+    return merged(file.files.parsed_once(name, mix_file) or {} for name in (file.name, *umbrella_members(file)))
 
 
 def mix_file(file: File) -> Versions:

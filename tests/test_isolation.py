@@ -162,6 +162,46 @@ def test_a_token_for_another_issue_sees_and_touches_nothing(inhabited: Inhabited
     assert [row["id"] for row in client("issue-1").get("/api/results").json()["results"]] == [names["result_id"]]
 
 
+def test_no_tool_tells_or_takes_anything_of_another_issue(inhabited: Inhabited) -> None:
+    service, names = inhabited.service, inhabited.names
+    own = {"issue_id": "issue-1"}
+    refused = {  # each tool, with what names the first issue
+        "brief": [own],
+        "context": [own, own | {"section": "previous_agent_outputs"}, own | {"file": "src/main.py"}],
+        "results": [own, {"result_id": names["result_id"]}],
+        "store_result": [own | {"status": "success"}],
+        "publish_event": [{"event_type": "ping", "data": own}],
+        "agents": [own, {"agent_id": names["agent_id"]}],
+        "spawn_agent": [own | {"agent_type": "python-specialist"}],
+        "ask_human": [own | {"text": "May I?"}, {"approval_id": names["approval_id"]}],
+    }
+    empty: dict[str, list[dict[str, Any]]] = {
+        "results": [{}, {"since": "earliest"}],
+        "agents": [{}, {"since": "earliest"}],
+        "wait_for_events": [
+            {"since": "earliest", "timeout_seconds": 0},
+            {"filter": "issue_id:issue-1", "timeout_seconds": 0},
+        ],
+    }
+
+    def asked(method: str, **params: Any) -> Any:
+        client = service.client(issue_id="issue-2", bound=True)  # a new one, which no limit of rate stops
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        return client.post("/mcp", body).json()
+
+    assert {tool["name"] for tool in asked("tools/list")["result"]["tools"]} == refused.keys() | empty.keys()
+    for table in (refused, empty):
+        for name, rows in table.items():
+            for arguments in rows:
+                result = asked("tools/call", name=name, arguments=arguments)["result"]
+                text = result["content"][0]["text"]
+                assert ("AUTH_003" in text) == result["isError"] == (table is refused), (name, arguments, text)
+                assert MARK not in text and names["result_id"] not in text, (name, arguments)
+    told = asked("resources/read", uri="cco://brief/issue-1")
+    assert "error" in told and MARK not in json.dumps(told)
+    assert [row["id"] for row in service.client().get("/api/results").json()["results"]] == [names["result_id"]]
+
+
 def test_another_project_in_the_same_storage_finds_nothing_of_the_first(inhabited: Inhabited) -> None:
     """The same storage, secret, subject, issue and ids: only the project differs."""
     service = inhabited.service

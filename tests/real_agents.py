@@ -3,7 +3,8 @@
     python -m tests.real_agents [claude codex gemini opencode qwen copilot cline kilo aider]
 
 Prints a line a program: its version, what it did, by the service's tools or by curl, how long it took; then, for those
-that have tools, whether a wait of 100 seconds came to its end and a call was answered after the token had been renewed.
+that have tools, whether a wait of 100 seconds came to its end and a call was answered after the token had been renewed,
+and whether one whose call is cut off by the end of the service hears of it from the next one and stores its result.
 Exit code 0 when every one did all that it can.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +28,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
 
 import npm
-from conftest import Service, clean_environment, end_stragglers, make_repository, marked_processes, plugin
+from conftest import Service, clean_environment, end_stragglers, make_repository, marked_processes, plugin, until
 from mock_model import WORK, MockModel, Step
 
 PROGRAMS = plugin("launchers").PROGRAMS
@@ -250,7 +252,8 @@ def main(names: list[str]) -> int:
             )
             if not good:
                 print(done.agent["reason"], done.leaks, done.output[-2000:], model.turns, file=sys.stderr)
-    return 1 if bad + wait_long([name for name in names or list(TYPES) if PROGRAMS[name].connects]) else 0
+    with_tools = [name for name in names or list(TYPES) if PROGRAMS[name].connects]
+    return 1 if bad + wait_long(with_tools) + be_cut_off(with_tools) else 0
 
 
 def wait_long(names: list[str]) -> int:
@@ -277,6 +280,41 @@ def wait_long(names: list[str]) -> int:
             if not (waited and renewed):
                 print(done.agent, done.leaks, done.output[-2000:], log, file=sys.stderr)
     return bad
+
+
+def be_cut_off(names: list[str]) -> int:
+    """How many of the programs do not go on where the service is killed during a call, and started again."""
+    if not names:
+        return 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with (
+        tempfile.TemporaryDirectory(dir=npm.CACHE) as folder,
+        MockModel(SCRIPTS) as model,
+        Workshop(Path(folder), names, model, "--port", port) as workshop,
+    ):
+        service, agents = workshop.service, {}
+        for name in names:
+            body = {"agent_type": TYPES[name], "issue_id": name, "task": "Follow script long"}
+            agents[name] = service.client().post("/api/agents/spawn", body).json()["agent_id"]
+        until(lambda: service.client().get("/status").json()["events"]["active_subscriptions"] == len(names), 90)
+        service.kill()
+        killed = time.monotonic()
+        service.start()
+        bad, waiting = 0, dict(agents)
+        while waiting and time.monotonic() < killed + 60:
+            time.sleep(0.2)
+            for name, agent_id in list(waiting.items()):
+                if service.client().get(f"/api/agents/{agent_id}/status").json()["ended_at"]:
+                    del waiting[name]
+                    results = service.client().get("/api/results", issue_id=name).json()["results"]
+                    went_on = [row.get("source") for row in results] == [None]
+                    bad += not went_on
+                    print(f"{name:9} cut off, went on {'yes' if went_on else 'NO':4} {time.monotonic() - killed:.1f}")
+        for name in waiting:
+            print(f"{name:9} cut off, went on NO", agents[name], workshop.service.log[-2000:], file=sys.stderr)
+        return bad + len(waiting)
 
 
 if __name__ == "__main__":

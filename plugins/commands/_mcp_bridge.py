@@ -52,6 +52,7 @@ SESSION = "session"  # the agent type of connected sessions; their tokens are bo
 LIFE = 3600  # seconds of a session's token
 RENEWED = LIFE / 2
 MAX_LINE = 33 * MB
+MOST = 1_000  # messages that are handed on or wait for room, of a thread each
 SILENT = 60  # seconds; the service gives a sign of life every five
 LAST_WORDS = 5.0  # seconds for answers that are under way when the program has gone
 VERSION = "io.modelcontextprotocol/protocolVersion"
@@ -114,7 +115,8 @@ class Message:
     def __init__(self, line: bytes, earlier: Iterable[Message]) -> None:
         self.line, self.content = line.strip(), typing.cast(Any, None)
         self.problem = typing.cast(Exception | None, None)
-        self.known, self.cancelled = threading.Event(), False  # known: the service has it, or will never get it
+        self.cancelled = self.sent = False
+        self.known = threading.Event()  # the service has it, or will never get it
         try:
             self.content = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -143,6 +145,8 @@ class Bridge:
                 continue
             under_way = {thread: message for thread, message in under_way.items() if thread.is_alive()}
             message = Message(line, under_way.values())
+            if message.id is not None and len(under_way) >= MOST:
+                message.problem = StartError(f"{MOST} calls are under way; ask again when one has ended")
             thread = threading.Thread(target=self._hand_on, args=(message,), daemon=True)
             thread.start()
             under_way[thread] = message
@@ -155,7 +159,7 @@ class Bridge:
         message = asked.content
         try:
             try:
-                with contextlib.nullcontext() if asked.id is None else self._room:
+                with contextlib.nullcontext() if asked.id is None or asked.problem else self._room:
                     self._answer(asked)
             except (ValueError, RecursionError) as error:
                 self._fail(message, -32700, f"This is no message: {one_line(error)[:200]}")
@@ -183,6 +187,9 @@ class Bridge:
             return
         for one in asked.cancels:  # the service knows of no call that has not reached it
             one.known.wait(SILENT)
+        if asked.cancels and not any(one.sent for one in asked.cancels):
+            return
+        asked.sent = True
         with self._connecting:
             self._client = self._client or SessionClient(for_own_tree(self._options))
         with self._client.open(asked.line, headers_of(asked.content)) as answer:

@@ -805,8 +805,8 @@ def test_agent_types_that_are_none_are_logged_and_passed_over_by_the_core_too(
 NONSENSE = {  # what no JSON says, as the body of a function
     "cyclic": "x = []; x.append(x); return x",
     "cyclic_through_two": "x = {}; x['y'] = [{'x': x}]; return x",
-    "deep": "x = []\nfor _ in range(5000): x = [x]\nreturn x",
-    "just_too_deep": "x = []\nfor _ in range(900): x = {'x': x}\nreturn x",
+    "deep": "x = []\nfor _ in range(200_000): x = [x]\nreturn x",
+    "just_too_deep": f"x = []\nfor _ in range({900 if sys.version_info < (3, 12) else 10_000}): x = {{'x': x}}\nreturn x",
     "none_as_key": "return {None: 1}",
     "tuples_as_keys": "return {(1, 2): 1}",
     "digits": "return 10 ** 5000",

@@ -48,7 +48,7 @@ if collecting := gc.isenabled():
 if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any interpreter
     sys.exit("cco: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 if __name__ == "__main__" and not sys.flags.safe_path:
-    del sys.path[0]  # this file's folder: a secrets.py or jwt.py of the repository is not to be imported as ours
+    del sys.path[0]  # this file's folder: a secrets.py of the repository is not to be imported as ours
 
 import argparse
 import asyncio
@@ -526,7 +526,7 @@ class Asks:
 
     def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
         """Refuse a request that the token allows: False or a reason; None or True leaves it. Who fails refuses.
-        ``permission`` is None where any token will do.
+        ``permission`` is None where any token does.
         """
 
     def agent_command(self, launch: AgentLaunch, settings: Settings) -> Argv | AgentCommand | None:
@@ -752,10 +752,8 @@ def bundled_folder() -> Path | None:
 
 
 def import_file(file: Path) -> types.ModuleType:
-    """The module in ``file``, as ``cco_sidecar_plugins.<room>.<stem>`` where it is bundled, else as
-    ``cco_sidecar_user_plugins.<stem>``. Raises what its code raises.
-    """
-    # Run as a script this module is __main__: without this a plugin's import would make a second copy of every class.
+    """The module in ``file``, one of our package where it is bundled. Raises what its code raises."""
+    # As a script this module is __main__, and a plugin's import would make a second copy of every class.
     sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
     if not file.is_file():
         raise ImportError("it is no file" if file.exists() else "it is not there")
@@ -798,7 +796,7 @@ class Sidecar:
         self.open_requests = 0
         try:
             self.process = psutil.Process()
-            self.process.cpu_percent()  # measures nothing yet: each call covers the time since the one before
+            self.process.cpu_percent()  # each call covers the time since the one before
         except (psutil.Error, OSError):
             raise StartError("processes, agents' too, cannot be looked at here: is /proc mounted?", 1) from None
 
@@ -839,7 +837,7 @@ class Sidecar:
         settings, last = self.settings, self.storage.read.meta("port")
         self._server = self.server_class(
             Application(self),
-            # Bodies are counted, and refused in JSON, by Endpoint: Tornado's own limit would answer without a body.
+            # Endpoint refuses bodies in JSON: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
             max_header_size=MAX_FIELDS + GetContext.max_line,
             body_timeout=self.server_class.body_seconds,
@@ -881,7 +879,7 @@ class SidecarInfo(Struct, frozen=True):
     root: str
     version: str
     started_at: str
-    instance_id: str = ""  # of this run; ``/health`` tells it too, so that a client knows whom it talks to
+    instance_id: str = ""  # of this run; by that of ``/health`` a client knows whom it talks to
 
 
 def prepare_storage_folder(settings: Settings) -> None:
@@ -927,8 +925,8 @@ def make_private(path: Path, trusted: bool = False) -> None:
 
 @contextlib.contextmanager
 def instance_lock(folder: Path) -> Iterator[None]:
-    """Hold a storage folder for this process, by OS locks, which die with it: of the file ``lock`` and, lest that is
-    deleted, of the folder, where the system locks folders. Raises StartError where another process has it.
+    """Hold a storage folder by OS locks, which die with this process: of its file ``lock`` and, lest that is deleted,
+    of the folder. Raises StartError where another process has it.
     """
     places = {folder / "lock": os.O_RDWR | os.O_CREAT} | ({} if sys.platform == "win32" else {folder: os.O_RDONLY})
     with contextlib.ExitStack() as held:
@@ -936,10 +934,10 @@ def instance_lock(folder: Path) -> Iterator[None]:
             file = os.open(path, flags, 0o600)
             held.callback(os.close, file)
             try:
-                lock_file(file)
+                lock_file(file, 20)  # a child of one that was killed may have it for a moment
             except OSError as error:
                 if path == folder and error.errno != errno.EWOULDBLOCK:
-                    continue  # a file system that locks no folders, NFS say
+                    continue  # NFS locks none
                 who = ""
                 with contextlib.suppress(OSError, msgspec.DecodeError):  # it has not announced itself yet
                     info = msgspec.json.decode((folder / SidecarInfo.FILE).read_bytes(), type=SidecarInfo)
@@ -949,16 +947,19 @@ def instance_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def lock_file(file: int) -> None:
-    """Take the exclusive lock of an open file or raise OSError at once."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def lock_file(file: int, tries: int = 1) -> None:
+    """Take the exclusive lock of an open file; a try takes 50 ms. Raises OSError."""
+    system: Any = importlib.import_module("msvcrt" if sys.platform == "win32" else "fcntl")
+    try:
+        if sys.platform == "win32":
+            system.locking(file, system.LK_NBLCK, 1)
+        else:
+            system.flock(file, system.LOCK_EX | system.LOCK_NB)
+    except OSError:
+        if tries == 1:
+            raise
+        time.sleep(0.05)
+        lock_file(file, tries - 1)
 
 
 def remove_sidecar_json(folder: Path) -> None:
@@ -3664,7 +3665,7 @@ class Agents:
             await self.begin_watch(running)
 
     def close(self, *, end_all: bool) -> None:
-        """Start no more agents; where ``end_all`` order the end of those that there are, also of half started ones."""
+        """Start no more agents; where ``end_all`` order the end of all, of half started ones too."""
         self._stopping = True
         for running in self.active.values() if end_all else ():
             running.end("killed")
@@ -3678,7 +3679,7 @@ class Agents:
             await asyncio.sleep(0.01)
         if left := [name for name, running in self.active.items() if not running.ending.is_set()]:
             log.info("agents go on, and the next start finds them: %s", ", ".join(left))
-        tasks = [running.task for running in self.active.values() if running.task]  # of those that did not end in time
+        tasks = [running.task for running in self.active.values() if running.task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -460,6 +460,22 @@ def test_a_storage_whose_lock_was_deleted_still_lets_no_second_service_in(
     service.start()  # the locks have died with their holder
 
 
+@pytest.mark.parametrize("held", [["lock"], ["."], ["lock", "."]])
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: list[str]
+) -> None:
+    """As by a child of a service that was killed, until it runs its program, or by the doctor's look."""
+    (tmp_path / "lock").touch()
+    files = [os.open(tmp_path / name, os.O_RDONLY) for name in held]
+    for file in files:
+        cco_sidecar.lock_file(file)
+    monkeypatch.setattr(cco_sidecar.time, "sleep", lambda seconds: files and os.close(files.pop()))
+    with cco_sidecar.instance_lock(tmp_path):
+        assert not files
+        with pytest.raises(cco_sidecar.StartError, match="a sidecar already runs"):
+            cco_sidecar.instance_lock(tmp_path).__enter__()
+
+
 @pytest.mark.parametrize("call", ["os.open", "os.statvfs and disk_usage", "process figures"])
 def test_health_keeps_its_shape_whatever_fails(make_service: Callable[..., Service], tmp_path: Path, call: str) -> None:
     code = {

@@ -120,6 +120,17 @@ def flood() -> None:
     print("flooded", flush=True)
 
 
+def flood_beside_own_files() -> None:
+    """The same, once files of its own are beside what it writes, which are called nearly so."""
+    folder = Path(os.environ["CCO_TOKEN_FILE"]).parent
+    for name in ("output.log", "output.old.log", "output.-1.log"):
+        (folder / name).write_text("its own\n")
+    (folder / "output.5.log").mkdir()
+    (folder / "output.6.log").symlink_to("token")
+    os.mkfifo(folder / "output.7.log")
+    flood()
+
+
 def one_line() -> None:
     """Ten megabytes without an end of line."""
     for _ in range(160):

@@ -747,6 +747,37 @@ def test_rotation_drops_whole_lines_and_nothing_else(
     assert text.startswith("line ") and content.decode().endswith("\n" + text)
 
 
+def test_files_of_an_agents_own_neither_stop_its_output_nor_stand_for_it(
+    service: Service, architect: Client, issue: str
+) -> None:
+    spawned = spawn(architect, "flood_beside_own_files", issue, environment={"BYTES": "10000000"})
+    found = state(architect, spawned["agent_id"])
+    assert (found["state"], found["output_tail"][-1]) == ("completed", "flooded")
+    text = architect.get(f"/api/agents/{spawned['agent_id']}/logs").json()["text"]
+    assert set(text.replace("flooded", "x")) == {"x", "\n"}
+    folder = folder_of(service, spawned["agent_id"])
+    assert (folder / "output.log").read_text() == "its own\n" and (folder / "output.5.log").is_dir()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("elsewhere")])
+def test_where_something_else_has_the_files_name_output_is_lost_and_said_to_be(
+    tmp_path: Path, make: Callable[[Path], Any]
+) -> None:
+    path = tmp_path / "output.0.log"
+    make(path)
+    writer = OutputWriter(str(tmp_path))
+    writer.write(b"lost\n", 0.0)
+    if path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink()
+    writer.write(b"written\n", 0.0)
+    writer.close()
+    lost, written = StampedOutput(tmp_path).read(0)[1].splitlines()
+    assert re.fullmatch(r"\[\d+ bytes were lost here: .+\]", lost) and written == "written"
+    assert not (tmp_path / "elsewhere").exists()
+
+
 # -- commands
 
 

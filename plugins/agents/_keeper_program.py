@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,13 +24,26 @@ if TYPE_CHECKING:  # typing takes as long to import as all the rest
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def output_files(folder: str) -> list[tuple[int, str]]:
+    """(offset of the first byte, path) of each file of an agent's output, oldest first. The agent itself can write in
+    the folder: what has another name, or is no file, is passed over.
+    """
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = re.fullmatch(r"output\.(0|[1-9][0-9]{0,17})\.log", entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                found.append((int(match[1]), entry.path))
+    return sorted(found)
+
+
 class OutputWriter:
     """What an agent writes, each line after the time at which it began to arrive, in two files of SEGMENT bytes or so
     at most.
 
     A file's name says how many bytes came before it, so a cursor stays true over rotation and crashes. A file begins
-    with a line. Where the disk is full output is dropped, which is said as soon as there is room again, also behind the
-    last of it; the agent is never blocked.
+    with a line. Where the disk is full, or something else has the file's name, output is dropped, which is said as soon
+    as there is room again, also behind the last of it; the agent is never blocked.
     """
 
     SEGMENT = 4 * 1024 * 1024
@@ -38,19 +52,25 @@ class OutputWriter:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        places = sorted(
-            int(name.split(".")[1])
-            for name in os.listdir(folder)
-            if name.startswith("output.") and name.endswith(".log")
-        )
+        files = output_files(folder)
         self._lost, self._reason, self._full, self._line = 0, "", False, 0
-        self._open(places[-1] if places else 0)
+        self._file, self._place, self._size, self._fresh = -1, files[-1][0] if files else 0, 0, True
+        with contextlib.suppress(OSError):  # then it is opened with the first that is written
+            self._open(self._place)
 
     def _open(self, place: int) -> None:
+        """Go on in the file of this name. Raises OSError, and then the one before stays open."""
         path = os.path.join(self._folder, f"output.{place}.log")
-        self._place, self._file = place, os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._size = os.fstat(self._file).st_size
-        self._fresh = self._size == 0 or os.pread(self._file, 1, self._size - 1) == b"\n"
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        try:
+            size = os.fstat(file).st_size
+            fresh = os.lseek(file, 0, os.SEEK_END) == 0 or os.pread(file, 1, size - 1) == b"\n"  # a pipe has no end
+        except OSError:
+            os.close(file)
+            raise
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._place, self._size, self._fresh = file, place, size, fresh
 
     def write(self, chunk: bytes, now: float) -> None:
         """Append what was read at ``now``."""
@@ -73,7 +93,8 @@ class OutputWriter:
         """End, once it is said what was lost: while the disk is full, that takes until there is room."""
         while self._lost and not self._admit(self._stamp(time.time())) and self._full:
             time.sleep(self.ROOM_SECONDS)
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
 
     def _stamp(self, now: float) -> bytes:
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)).encode() + b".%03dZ " % (now % 1 * 1000)
@@ -90,6 +111,8 @@ class OutputWriter:
 
     def _append(self, text: bytes) -> None:
         try:
+            if self._file < 0:
+                self._open(self._place)
             while text:
                 written = os.write(self._file, text)
                 self._size += written
@@ -103,15 +126,14 @@ class OutputWriter:
         """Begin another file; only the one before it is kept."""
         before = self._place
         try:
-            os.close(self._file)
-            self._open(self._place + self._size)
+            self._open(before + self._size)
         except OSError as error:  # no room for a new file: go on with the old one
             self._reason = error.strerror or "unknown"
-            self._open(before)
             return
-        for name in os.listdir(self._folder):
-            if name.startswith("output.") and name.endswith(".log") and int(name.split(".")[1]) < before:
-                os.unlink(os.path.join(self._folder, name))
+        for place, path in output_files(self._folder):
+            if place < before:
+                with contextlib.suppress(OSError):  # the agent may have removed it
+                    os.unlink(path)
 
 
 class KeeperProgram:

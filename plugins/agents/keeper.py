@@ -49,7 +49,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import _keeper_program
-from cco_sidecar_plugins.agents._keeper_program import KeeperProgram
+from cco_sidecar_plugins.agents._keeper_program import KeeperProgram, output_files
 from cco_sidecar_plugins.agents._retention import prune_for_ever
 from cco_sidecar_plugins.agents.launchers import find_program
 
@@ -199,8 +199,8 @@ class KeptProcesses(Processes):
 
     def output(self, agent_id: str) -> WholeOutput:
         folder = self._folder / agent_id
-        alone = os.path.exists(f"{folder}/{self.OUTPUT}")  # of a run without us
-        return WholeOutput(folder) if alone else StampedOutput(folder)
+        is_ours = os.path.lexists(folder / KeeperProgram.PID)  # it is there before the agent's first process
+        return StampedOutput(folder) if is_ours else WholeOutput(folder)
 
     async def close(self) -> None:
         """Leave all processes to themselves."""
@@ -557,11 +557,7 @@ class StampedOutput(WholeOutput):
     STAMP = len("2025-01-01T00:00:00.000Z ")
 
     def _files(self) -> list[tuple[int, Path]]:
-        try:
-            matches = [re.fullmatch(r"output\.(\d{1,18})\.log", name) for name in os.listdir(self.folder)]
-        except OSError:
-            return []
-        return sorted((int(match[1]), self.folder / match[0]) for match in matches if match)
+        return [(first, Path(path)) for first, path in output_files(str(self.folder))]
 
     def content(self, start: int, number: int) -> tuple[int, bytes]:
         content, offset = b"", start

@@ -165,6 +165,23 @@ def test_what_is_asked_at_once_counts_together(service: Service, issue: str) -> 
     assert [sorted(row) for row in codes] == [[201] * 20 + [429] * 6] * 3
 
 
+def test_what_ends_last_is_known_however_much_was_asked_and_ended_meanwhile(service: Service, issue: str) -> None:
+    person = service.client(sub=f"person-{issue}")
+    spawned = spawn(person, issue=issue)
+    asker = service.client("chief-architect", sub=f"asker-{issue}")  # who has no limit of requests
+    old, approval = ask(asker, kind="question"), ask(asker)
+    of_agent = ask(Client(service.url, spawned["jwt_token"]))
+    for _ in range(approvals.Approvals.KEPT + 1):
+        latest = ask(asker, command="pytest")
+    answers = [answer(person, old, "Yes"), answer(person, approval, "approve")]
+    assert [said.json().get("answer") for said in answers] == ["Yes", "approve"]
+    person.delete(f"/api/agents/{spawned['agent_id']}")
+    path = "/api/approvals/{approval_id}"
+    until(lambda: person.get(path.format_map(of_agent)).json()["state"] == "withdrawn")
+    known = [asker.get(path.format_map(asked)).json()["state"] for asked in (old, approval, of_agent, latest)]
+    assert known == ["answered", "answered", "withdrawn", "answered"]
+
+
 @pytest.mark.parametrize(("choices", "status"), [
     (["a", "a"], 400), (["a", "a "], 400), (["a", "\n a"], 400), ([" "], 400), (["\x1b"], 400), (["a", "A"], 201),
 ])  # fmt: skip

@@ -243,7 +243,7 @@ class Approvals:
     """What agents asked, as the log says it. Everything is on the loop; each call first reads on in the log."""
 
     STEP = 500  # events that are read at once
-    KEPT = 1000  # that are no longer open
+    KEPT = 1000  # that are no longer open, those that ended last
     OPEN, OPEN_OF_ONE = 1000, 20  # in all, and of one asker
 
     def __init__(self, sidecar: Sidecar) -> None:
@@ -406,9 +406,11 @@ class Approvals:
             if asked.approval.state == "open" and (ended := self._ended(asked.approval.agent_id)):
                 outcome = {"state": "withdrawn", "answer": no_to(asked.approval), "answered_at": iso(ended)}
                 asked.approval = msgspec.structs.replace(asked.approval, **outcome)
-        finished = [name for name, asked in self._asked.items() if asked.state != "open"]
-        for name in finished[: -self.KEPT]:
-            del self._asked[name]
+        finished = [seen for asked in self._asked.values() if (seen := asked.seen()).state != "open"]
+        if len(finished) > self.KEPT:
+            finished.sort(key=lambda approval: approval.answered_at or "")  # not as asked: who asked still looks for it
+            for approval in finished[: -self.KEPT]:
+                del self._asked[approval.approval_id]
 
     def _ended(self, agent_id: str) -> float | None:
         """When a spawned agent ended; None for one that has not, and for anybody else."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from agent_harness import COMMAND, nothing_left, spawn
 from conftest import MODULE, Client, Service, clean_environment, make_repository, plugin, serving, until
@@ -424,6 +427,34 @@ def test_a_hook_that_fails_says_nothing_and_disturbs_nobody(tmp_path: Path, trou
     began = time.monotonic()
     ended = subprocess.run(words, input=given, capture_output=True, env=clean_environment(), cwd=tmp_path, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b""), time.monotonic() - began
+
+
+@pytest.mark.parametrize("error", [psutil.AccessDenied(1), IndexError("none"), KeyError("session_id"), TypeError()])
+def test_whatever_a_hook_meets_is_said_to_nobody_but_who_looks_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fail() -> None:
+        raise error
+
+    hook = plugin("hook")
+    monkeypatch.setattr(hook, "read_hook_input", fail)
+    options = argparse.Namespace(program="claude", event=None, queue=False)
+    assert (hook.command_hook(options), *capsys.readouterr()) == (0, "", "")
+    monkeypatch.setenv("CCO_SIDECAR_LOG_LEVEL", "debug")
+    assert hook.command_hook(options) == 0
+    told = capsys.readouterr()
+    assert told.out == "" and "Traceback" in told.err and type(error).__name__ in told.err
+
+
+@pytest.mark.parametrize("words", ["hook codex stop --queue", "wait --program claude", "wait --queue"])
+def test_a_session_outside_of_the_container_is_not_waited_for(tmp_path: Path, words: str) -> None:
+    apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces here")
+    command = [sys.executable, str(MODULE), *words.split(), "--root", str(tmp_path), "--storage", str(tmp_path / "st")]
+    given = b'{"hook_event_name": "Stop", "session_id": "s-1"}'
+    ended = subprocess.run([*apart, *command], input=given, capture_output=True, env=clean_environment(), timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
 @pytest.mark.parametrize("words", ["hook claude", "hook codex", "wait --rewake"])

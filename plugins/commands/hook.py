@@ -1,6 +1,7 @@
 """The commands ``cco hook`` and ``cco wait``: what coding programs run at moments of a user's own session.
 
-Neither may disturb the session: whatever goes wrong, ``cco hook`` prints nothing and ends with 0.
+Neither may disturb the session: whatever goes wrong in it, ``cco hook`` prints nothing and ends with 0; with
+CCO_SIDECAR_LOG_LEVEL=debug it says on standard error what did. A program that it does not know it refuses.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 import msgspec
@@ -62,20 +64,28 @@ def command_hook(options: argparse.Namespace) -> int:
     """Hand on what a program gives its hook, and print the answer, if there is one."""
     if options.program not in DIALECTS:  # not with 2, by which some programs cancel a tool
         raise StartError(f"hook: {options.program!r} is none of {', '.join(DIALECTS)}", REFUSED)
-    with contextlib.suppress(StartError, OSError, ValueError, RecursionError):
-        given = read_hook_input()
-        event = options.event or str(given.get("hook_event_name", ""))
-        patient = DIALECTS[options.program].moment(event) == "permission"
-        if options.program == "codex":  # which reads the hooks of the main work tree, also in a linked one
-            options = for_own_tree(options)
-        client = SessionClient(options, given)
-        path, query = f"/api/hooks/{options.program}", {"event": event}
-        answer = client.call("POST", path, given, query=query, timeout=PATIENT if patient else 5)
-        if answer:
-            print(json.dumps(answer))
-        if options.queue and DIALECTS[options.program].moment(event) == "stop" and not answer:
-            wait_apart(options, given)
+    try:
+        answer_hook(options)
+    except Exception:  # a boundary: the session goes on
+        if os.environ.get("CCO_SIDECAR_LOG_LEVEL") == "debug":
+            traceback.print_exc()
     return GOOD
+
+
+def answer_hook(options: argparse.Namespace) -> None:
+    """What ``command_hook`` does where nothing goes wrong."""
+    given = read_hook_input()
+    event = options.event or str(given.get("hook_event_name", ""))
+    patient = DIALECTS[options.program].moment(event) == "permission"
+    if options.program == "codex":  # which reads the hooks of the main work tree, also in a linked one
+        options = for_own_tree(options)
+    client = SessionClient(options, given)
+    path, query = f"/api/hooks/{options.program}", {"event": event}
+    answer = client.call("POST", path, given, query=query, timeout=PATIENT if patient else 5)
+    if answer:
+        print(json.dumps(answer))
+    if options.queue and DIALECTS[options.program].moment(event) == "stop" and not answer:
+        wait_apart(options, given)
 
 
 def read_hook_input() -> dict[str, Any]:
@@ -151,8 +161,12 @@ def wait_for_news(options: argparse.Namespace, given: dict[str, Any]) -> str:
 
 
 def process_of(program: str) -> psutil.Process:
-    """The process of the session, our parent where none is called like its program."""
-    return session_process(program) or psutil.Process().parents()[0]
+    """The process of the session, our parent where none is called like its program. Raises psutil.Error, also where
+    that is outside of the container that we are in.
+    """
+    if process := session_process(program) or psutil.Process().parent():
+        return process
+    raise psutil.NoSuchProcess(os.getppid())
 
 
 def end_with(session: psutil.Process, over: threading.Event) -> None:

@@ -13,12 +13,14 @@ import msgspec
 
 from cco_sidecar import SidecarInfo
 
+NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what msgspec raises for content that is none
+
 
 def read_sidecar_json(folder: Path) -> SidecarInfo | None:
     """What the service on a storage says of itself, None where there is nothing that can be so."""
     try:
         return msgspec.json.decode(content_of(folder / SidecarInfo.FILE), type=SidecarInfo)
-    except (msgspec.DecodeError, RecursionError):
+    except NO_JSON:
         return None
 
 

@@ -498,8 +498,9 @@ def test_a_connection_is_taken_away_without_its_notes(desk: Desk) -> None:
     notes.unlink()
     assert "cursor: " in desk.cco("disconnect", "cursor")
     assert json.loads((desk.root / ".cursor/mcp.json").read_text()) == {"mcpServers": {"x": {}}}
-    notes.write_text("{")
-    assert "cannot be read" in desk.cco("connect", "cursor", code=2)
+    for content in (b"{", b'{"cursor": [{"name": "\xff"}]}', b"[" * 100_000):
+        notes.write_bytes(content)
+        assert "cannot be read" in desk.cco("connect", "cursor", code=2)
 
 
 # -- the bridge

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -555,6 +555,20 @@ def sleeping_run(person: Client, issue: str) -> tuple[dict[str, Any], str]:
     (agent,) = person.get("/api/agents", issue_id=issue).json()["agents"]
     assert agent["parent"] == f"run-{started.json()['run_id']}"
     return started.json(), agent["agent_id"]
+
+
+def test_records_of_runs_that_cannot_be_read_are_named_and_hide_no_other(make_service: Callable[..., Service]) -> None:
+    service = make_service()
+    told = {"run_id": "r-1", "issue_id": "i-1", "state": "failed", "started_at": "2026-01-01T00:00:00.000Z"}
+    folder = service.storage / "runs" / PROJECT
+    folder.mkdir(parents=True)
+    whole = json.dumps(told).encode()
+    for name, content in {"half": whole[:20], "bytes": whole.replace(b"r-1", b"\xff"), "deep": b"[" * 100_000,
+                          "empty": b"", "other": b"[1]", "r-1": whole}.items():  # fmt: skip
+        (folder / f"{name}.json").write_bytes(content)
+    assert [run["run_id"] for run in operator(service).get("/api/runs").json()["runs"]] == ["r-1"]
+    passed_over = re.findall(r"runs: (\w+)\.json is passed over", service.log)
+    assert sorted(passed_over) == ["bytes", "deep", "empty", "half", "other"]
 
 
 def test_a_run_works_through_an_issue_and_what_it_prints_is_kept(service: Service, told: Client) -> None:

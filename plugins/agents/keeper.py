@@ -47,6 +47,7 @@ from cco_sidecar import (
     one_line,
     redact,
 )
+from cco_sidecar_plugins._files import NO_JSON
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import _keeper_program
 from cco_sidecar_plugins.agents._keeper_program import KeeperProgram, output_files
@@ -307,7 +308,7 @@ def written_end(folder: Path) -> AgentEnd | None:
         return None
     try:
         return msgspec.json.decode(os.read(file, 300), type=AgentEnd)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, *NO_JSON) as error:
         log.warning("agent %s: what is written of its end cannot be used: %s", folder.name, one_line(error))
         return None
     finally:

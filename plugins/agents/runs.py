@@ -47,10 +47,11 @@ from cco_sidecar import (
     in_thread,
     iso,
     lock_file,
+    one_line,
     redact,
     write_file,
 )
-from cco_sidecar_plugins._files import content_of
+from cco_sidecar_plugins._files import NO_JSON, content_of
 from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents.end import EndedAgents
@@ -275,8 +276,10 @@ class Runs:
         """The records, oldest first, of which the newest KEPT stay. Blocks."""
         found = []
         for path in self._folder.glob("*.json"):
-            with contextlib.suppress(msgspec.DecodeError):  # half a file, or another's
+            try:
                 found.append(msgspec.json.decode(content_of(path), type=Run))
+            except NO_JSON as error:  # half a file, or another's
+                log.warning("runs: %s is passed over: %s", path.name, one_line(error))
         found.sort(key=lambda run: (run.started_at, run.run_id))
         for run in found[: -self.KEPT]:
             (self._folder / f"{run.run_id}.json").unlink(missing_ok=True)
@@ -446,7 +449,7 @@ class Runs:
         content = await self._disk.run(content_of, self._folder / f"{run_id}.json")
         try:
             return msgspec.json.decode(content, type=RunDetails).lines
-        except msgspec.DecodeError:  # somebody has taken it away
+        except NO_JSON:  # somebody has taken it away
             return []
 
     def _write(self, run: Run, lines: list[str]) -> None:

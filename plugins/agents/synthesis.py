@@ -32,6 +32,7 @@ from cco_sidecar import (
     split_z,
     write_file,
 )
+from cco_sidecar_plugins._files import NO_JSON
 from cco_sidecar_plugins.commands._pipeline_view import last_shown
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint
 from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix, read_status
@@ -81,7 +82,7 @@ def agent_result(lines: list[str], folder: str, root: str, alone: bool) -> dict[
         if not alone:
             raise GitError("other agents worked at the same time")
         files, warnings = files_between(Path(root), read_beginning(Path(folder)))
-    except (GitError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (GitError, *NO_JSON) as error:
         files, warnings = {}, [f"Which files it changed is not known: {one_line(error)}"]
     said = {"status": "partial", "decisions": said_last(lines), "rationale": WHY}
     return said | files | {"warnings": warnings}

@@ -41,6 +41,7 @@ from cco_sidecar import (
     settings_from,
     write_file,
 )
+from cco_sidecar_plugins._files import NO_JSON
 from cco_sidecar_plugins._words import meant
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, MODULAR, hook_settings, opencode_plugin
 from cco_sidecar_plugins.commands import _edits
@@ -215,7 +216,7 @@ class Notes:
         with contextlib.suppress(FileNotFoundError):
             try:
                 self.by_program = msgspec.json.decode(self._path.read_bytes(), type=dict[str, list[Written]])
-            except msgspec.DecodeError as error:
+            except NO_JSON as error:
                 raise StartError(f"{self._path} cannot be read: {one_line(error)}") from None
 
     @classmethod

@@ -34,6 +34,7 @@ from cco_sidecar import (
     read_text_file,
     redact,
 )
+from cco_sidecar_plugins._files import NO_JSON
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._front_matter import read_front_matter
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint, is_young
@@ -252,7 +253,7 @@ def entries_of(root: str, path: str, facts: Fingerprint | None) -> list[dict[str
     for number, line in enumerate(content.splitlines() if path.endswith(".jsonl") else [content], 1):
         try:
             value = decode(line) if line.strip() else []
-        except (msgspec.DecodeError, RecursionError):
+        except NO_JSON:
             log_once(f"{path}: line {number} is no JSON")
             continue
         if isinstance(value, dict) and isinstance(rows := value.get("issues") or value.get("items"), list):
@@ -359,7 +360,7 @@ def run_gh(root: Path, number: str) -> Issue | None:
             words, cwd=root, env=os.environ | quiet, stdin=subprocess.DEVNULL, capture_output=True, timeout=GH_SECONDS
         )
         told = msgspec.json.decode(said.stdout, type=dict[str, Any]) if said.returncode == 0 else {}
-    except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError, RecursionError) as error:
+    except (OSError, subprocess.TimeoutExpired, *NO_JSON) as error:
         log_once(f"gh does not tell of issues: {type(error).__name__}")
         return None
     if not isinstance(told.get("title"), str):

@@ -34,6 +34,7 @@ from cco_sidecar import (
     run_git,
     split_z,
 )
+from cco_sidecar_plugins._files import NO_JSON
 from cco_sidecar_plugins.agents.synthesis import read_beginning
 from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix
 from cco_sidecar_plugins.context._withheld import is_secret
@@ -145,7 +146,7 @@ def inside(root: Path, path: str) -> str | None:
 def base_of(root: Path, folder: Path | None, began: float) -> tuple[str, str]:
     """The commit that the files are compared with, and words for the comparison. Raises GitError."""
     head, how = None, "the last commit before"
-    with contextlib.suppress(GitError, msgspec.DecodeError, UnicodeDecodeError):
+    with contextlib.suppress(GitError, *NO_JSON):
         if folder:
             head, how = read_beginning(folder).head, "the commit that was checked out when"
     if head is None or run_git(root, "cat-file", "-e", f"{head}^{{commit}}") is None:

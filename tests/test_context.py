@@ -831,23 +831,24 @@ def test_agent_types_that_are_given_the_same_share_one_context_where_no_plugin_g
     make_service: MakeService, repository: Path, tmp_path: Path
 ) -> None:
     write(repository / "web/view.ts", "export function handler() {}\n")
+    write(repository / "Dockerfile", "FROM python\nCMD handler\n")
     write(tmp_path / "plugins/by_type.py", BY_TYPE)
     alike = make_service("--no-watch")
     apart = make_service("--no-watch", "--plugins", str(tmp_path / "plugins"), storage=tmp_path / "apart")
     time.sleep(0.05)
     hits = {}
-    for name in ("python", "rust", "go", "flask", "react", "typescript", "debugging", "refactoring"):
+    for name in "python rust go flask react typescript debugging refactoring docker kubernetes ci-cd".split():
         asked = {"agent_type": f"{name}-specialist", "task": "handler"}
         answer, own = answer_of(alike.client(), **asked), answer_of(apart.client(), **asked)
         assert (own["context"].pop("who"), own["cache_hit"]) == (answer["agent_type"], False)
         assert (answer["agent_type"], answer["context"]) == (f"{name}-specialist", own["context"])
         hits[name] = answer["cache_hit"]
-    assert [name for name in hits if hits[name]] == ["go", "flask", "typescript", "refactoring"]
-    assert alike.client().get("/status").json()["storage"]["context_cache_entries"] == 4  # no copy is kept
+    assert [name for name in hits if hits[name]] == ["go", "flask", "typescript", "refactoring", "kubernetes", "ci-cd"]
+    assert alike.client().get("/status").json()["storage"]["context_cache_entries"] == 5  # no copy is kept
     asked = {"agent_type": "go-specialist", "task": "handler"}
     assert answer_of(alike.client(), **asked)["cache_hit"] is True
     assert alike.client().delete("/api/cache/context/issue-1?agent_type=go-specialist").json()["entries_removed"] == 1
-    assert alike.client().get("/status").json()["storage"]["context_cache_entries"] == 3
+    assert alike.client().get("/status").json()["storage"]["context_cache_entries"] == 4
     assert answer_of(alike.client(), **asked)["agent_type"] == "go-specialist"
     write(repository / "src/lib.rs", "fn handler() {}\n")
     rust, go = (files_of(alike.client(), agent_type=f"{name}-specialist", task="handler") for name in ("rust", "go"))

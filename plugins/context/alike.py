@@ -1,9 +1,9 @@
 """Makes one context for all who ask for it at the same time, and for all agent types that are given the same: their
 answers differ in the type's name alone.
 
-What the bundled plugins put into a context depends on an agent's type by its category, and by the languages that it
-writes of those that the project has. With another plugin that ranks files, gives sections, fits contexts or derives
-from Contexts, each type has a context of its own.
+What the bundled plugins put into a context depends on an agent's type by its category, by whether it builds and runs
+projects, and by the languages that it writes of those that the project has. With another plugin that ranks files, gives
+sections, fits contexts or derives from Contexts, each type has a context of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import msgspec
 
 from cco_sidecar import PACKAGE, BuiltContext, ContextKey, Contexts, ProjectState, hookimpl
+from cco_sidecar_plugins.context._kinds import reading_of
 from cco_sidecar_plugins.context._languages import ANY_LANGUAGE, spoken_by
 
 AT_ONCE = 4  # answers in a turn of the event loop
@@ -61,7 +62,8 @@ class AlikeContexts(Contexts):
         if key.reader or not self._alone:  # a brief is its reader's own
             return key
         there, spoken = getattr(state, "languages", ANY_LANGUAGE), spoken_by(key.agent_type)
-        alike = (there, key.category, bool(spoken), there.intersection(spoken))
+        reading = reading_of(key.agent_type, key.category)
+        alike = (there, key.category, reading, bool(spoken), there.intersection(spoken))
         first = self._sources[key.agent_type] = self._firsts.setdefault(alike, key.agent_type)
         return msgspec.structs.replace(key, agent_type=first)
 
@@ -81,7 +83,7 @@ class AlikeContexts(Contexts):
         return asyncio.Semaphore(AT_ONCE)
 
     @functools.cached_property
-    def _firsts(self) -> dict[tuple[frozenset[str], str, bool, frozenset[str]], str]:
+    def _firsts(self) -> dict[tuple[frozenset[str], str, str, bool, frozenset[str]], str]:
         """The agent type that was the first to ask, by the languages that are there and what it is given by."""
         return {}
 

@@ -621,6 +621,44 @@ def test_the_reasons_of_agents_ends_and_answers_for_repeats_are_saved_where_they
         assert saved.rows("select answer from idempotency") == [(b"{}",)] * kept
 
 
+@pytest.mark.parametrize(("given", "next_number"), [(700, 701), (3, 43), (1 << 62, 43), ("x", 43)])
+def test_the_numbers_of_events_go_on_where_all_events_are_gone(tmp_path: Path, given: object, next_number: int) -> None:
+    (tmp_path / "work").mkdir()
+    with contextlib.closing(cco_sidecar.open_database(tmp_path / "old.db")) as database:
+        database.execute("insert into sqlite_sequence values ('event', ?)", (given,))
+        database.execute("insert into position (project, subject, type, filter, seq, moved) values (1, 1, 1, 1, 42, 1)")
+    plugin("_salvage").rebuild(tmp_path / "old.db", tmp_path / "work")
+    with contextlib.closing(sqlite3.connect(tmp_path / "work/new.db")) as saved:
+        (newest,) = saved.execute("select seq from sqlite_sequence where name = 'event'").fetchone()
+        assert newest + 1 == next_number
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_database_is_there_until_the_new_one_takes_its_place(
+    tmp_path: Path, filled: Any, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    root, storage, *_ = filled
+    shutil.copytree(storage, tmp_path / "storage")
+    path, replace, there = tmp_path / "storage" / "sidecar.db", os.replace, []
+    change_a_result(path)
+    damaged = path.read_bytes()
+
+    def look_and_replace(source: Path, target: Path) -> None:
+        if target == path:
+            there.append(path.exists() and path.read_bytes() == damaged)
+        replace(source, target)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "replace", look_and_replace)
+    if not linked:
+        monkeypatch.setattr(os, "link", refuse)
+    plugin("_salvage").salvage(cco_sidecar.load_settings({"root": str(root), "storage": str(path.parent)}, {}))
+    (aside,) = path.parent.glob("damaged-*")
+    assert there == [linked] and (aside / path.name).read_bytes() == damaged != path.read_bytes()
+
+
 def test_nothing_is_salvaged_of_a_storage_in_use_or_of_one_that_is_not_there(
     tmp_path: Path, repository: Path, make_service: Callable[..., Service]
 ) -> None:

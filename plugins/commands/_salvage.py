@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
 import time
@@ -51,10 +52,14 @@ def salvage(settings: Settings) -> str:
             if not unread and is_sound(path):
                 raise StartError(f"nothing is damaged of {path}, which is left as it is", 1)
             aside.mkdir(mode=0o700)
-            for file in database_files(path):
+            for file in database_files(path)[1:]:  # first: to the new database they would be a log of its own
                 if file.exists():
                     file.rename(aside / file.name)
-            (work / "new.db").rename(path)
+            with contextlib.suppress(OSError):  # no links on this file system: then it is gone for a moment
+                os.link(path, aside / path.name)
+            if not (aside / path.name).exists():
+                path.rename(aside / path.name)
+            os.replace(work / "new.db", path)
         finally:
             shutil.rmtree(work)
     saved = ", ".join(f"{number} {table.replace('_', ' ')}" for table, number in counts.items() if number)
@@ -84,7 +89,7 @@ def rebuild(path: Path, work: Path) -> tuple[dict[str, int], list[str]]:
             new.execute("begin")
             counts = {table: copy_table(old, new, table, columns[table], unread) for table in KEYS}
             unread += [table for table in KEYS if table in there - {*unread} and not whole(old, table)]
-        number_on(new)
+            number_on(new, old)
         new.execute("commit")
         new.execute("pragma wal_checkpoint(truncate)")
     return counts, unread
@@ -205,10 +210,12 @@ def until_damage(old: sqlite3.Connection, sql: str, *values: Any) -> Iterator[tu
         yield from old.execute(sql, values)
 
 
-def number_on(new: sqlite3.Connection) -> None:
+def number_on(new: sqlite3.Connection, old: sqlite3.Connection) -> None:
     """No event gets a number that a reader has passed, or that another event had."""
     newest = [
         new.execute(f"select max(seq) from {table}").fetchone()[0] for table in ("event", "dead_letter", "position")
     ]
+    given = until_damage(old, "select seq from sqlite_sequence where name = 'event'")
+    newest += [row[0] for row in given if isinstance(row[0], int) and row[0] < 1 << 53]  # a bad page says anything
     new.execute("delete from sqlite_sequence where name = 'event'")
     new.execute("insert into sqlite_sequence values ('event', ?)", (max(number or 0 for number in newest),))

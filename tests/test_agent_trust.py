@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -246,6 +247,26 @@ def test_many_orders_at_once_end_an_agent_once(service: Service, architect: Clie
     state(architect, agent_id, "killed")
     told = architect.wait("*", filter=f"agent_id:{agent_id}", timeout=5000)["events"]
     assert [event["event_type"] for event in told] == ["agent_exited"]
+
+
+def test_an_order_that_is_cut_off_while_it_is_written_down_is_carried_out() -> None:
+    async def scene() -> bool:
+        writing = asyncio.Event()
+
+        async def write(_: object) -> None:
+            writing.set()
+            await asyncio.Event().wait()
+
+        agents = plugin("end").EndedAgents.__new__(plugin("end").EndedAgents)
+        running = Running({"id": "a-1"}, Path())
+        agents.storage, agents.active = SimpleNamespace(write=write), {"a-1": running}
+        ordering = asyncio.create_task(agents.end("a-1"))
+        await writing.wait()
+        ordering.cancel()
+        await asyncio.gather(ordering, return_exceptions=True)
+        return running.ended_as == "killed" and running.ending.is_set()
+
+    assert asyncio.run(scene())
 
 
 def test_an_ordered_end_survives_a_crash(make_service: Callable[..., Service]) -> None:

@@ -63,7 +63,8 @@ class EndedAgents(Agents):
             except (StorageError, OSError) as error:  # it may be this agent that fills the disk
                 problem = one_line(error) or "it takes long"
                 log.warning("agent %s is ended, which cannot be written down now: %s", agent_id, problem)
-            running.end("killed")
+            finally:  # also where the request is cut off: the order may be in the ledger by then
+                running.end("killed")
         return True
 
     async def begin_watch(self, running: Running) -> None:

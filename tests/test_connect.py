@@ -220,7 +220,11 @@ def test_all_programs_are_connected_and_everything_is_as_before(desk: Desk) -> N
         shown = desk.cco("connect", program)
         assert "Nothing was written" in shown and "+" in shown and desk.files() == before
     for program in connect.PROGRAMS:
-        assert f"Written: start {program} anew" in desk.cco("connect", program, "--write")
+        written = desk.cco("connect", program, "--write")
+        assert f"Written: start {program} anew" in written and "\n@@" not in written and "\n+" not in written
+        (file,) = desk.home.parent.glob("state/cco-sidecar/*/connections.json")
+        notes = connect.Notes(file.parent).by_program[program]
+        assert notes and all(f"{connect.on_disk(desk.root, note.name).name}: written\n" in written for note in notes)
     once = desk.files()
     for program in connect.PROGRAMS:
         again = desk.cco("connect", program, "--write")

@@ -445,7 +445,7 @@ def connect(options: argparse.Namespace, settings: Settings) -> int:
     others += [row for _, row in Notes.of_other_trees(settings, trees, options.program)]
     shared = [row for row in others if row.name[0] == "~" and row.name not in {own.name for own in old}]
     changes = connecting(settings, options.program, [*old, *shared], trees)
-    print("".join(shown(settings, changes)), end="")
+    print("".join(shown(settings, changes, patches=not options.write)), end="")
     real = [change for change in changes if change.after != change.before]
     new = [change.note for change in changes if change.note]
     for note in new:  # folders that an earlier connection made are still its own
@@ -457,6 +457,8 @@ def connect(options: argparse.Namespace, settings: Settings) -> int:
         notes.save()  # first: what a kill leaves is then known
         apply(settings, changes)
         set_excluded(settings, [note.exclude for note in new if note.exclude], [])
+        for change in real:
+            print(harmless(f"{change.path}: {'removed' if change.after is None else 'written'}"))
     own = own_command(settings)
     if trust := PROGRAMS[options.program].trust:
         print(f"Note: {trust}.")
@@ -471,8 +473,8 @@ def connect(options: argparse.Namespace, settings: Settings) -> int:
     return GOOD
 
 
-def shown(settings: Settings, changes: list[Change]) -> Iterator[str]:
-    """The differences, as patches, without lines that are not ours but for two around them."""
+def shown(settings: Settings, changes: list[Change], patches: bool) -> Iterator[str]:
+    """What git makes of each changed file, and with ``patches`` before it the lines that are ours."""
     import difflib  # here alone, since the service loads this file too and needs none
 
     for change in changes:
@@ -481,7 +483,7 @@ def shown(settings: Settings, changes: list[Change]) -> Iterator[str]:
         name, listed = str(change.path), ("ls-files", "--", change.name)
         known = change.name[0] != "~" and bool(run_git(settings.root, *listed))
         before, after = (text.splitlines(True) if text else [] for text in (change.before, change.after))
-        for line in difflib.unified_diff(before, after, name, name, n=0):
+        for line in difflib.unified_diff(before, after, name, name, n=0) if patches else ():
             yield harmless(line.rstrip("\r\n")) + "\n"
         if known:
             yield f"# git tracks {change.name}: the change shows in `git status`; it holds no token\n"

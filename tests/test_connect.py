@@ -456,8 +456,20 @@ def test_a_program_that_is_not_installed_is_connected_and_said_to_be_missing(
     missing = f"Note: {program} is not on PATH; "
     assert (missing in desk.cco("connect", program)) is (program != "vscode")
     assert (missing in desk.cco("connect", program, "--write")) is (program != "vscode")
+    assert finding_of(desk, program)[0] == "good"
+    assert (f"; {program} itself is not on PATH" in finding_of(desk, program)[1]) is (program != "vscode")
     (programs / program).symlink_to("/bin/true")
     assert missing not in desk.cco("connect", program)
+    assert "PATH" not in finding_of(desk, program)[1]
+
+
+def finding_of(desk: Desk, program: str) -> tuple[str, str]:
+    """(verdict, finding) of doctor on a program's connection, whatever it says of the rest."""
+    words = [sys.executable, str(MODULE), "doctor", "--format", "json", "--port", "0"]
+    told = subprocess.run(words, cwd=desk.root, env=desk.env, capture_output=True, text=True).stdout
+    rows = {row["check"]: row for row in json.loads(told)["checks"]}
+    row = rows[f"connection of {program}"]
+    return row["verdict"], row["finding"]
 
 
 def test_copilot_is_told_in_the_one_file_that_it_reads(desk: Desk) -> None:

@@ -462,7 +462,7 @@ def connect(options: argparse.Namespace, settings: Settings) -> int:
     own = own_command(settings)
     if trust := PROGRAMS[options.program].trust:
         print(f"Note: {trust}.")
-    if options.program not in IN_WINDOWS and not shutil.which(options.program):
+    if is_missing(options.program):
         print(f"Note: {options.program} is not on PATH; the connection is there for it when it is installed.")
     if not real:
         print(f"{options.program} is connected; its sessions in {settings.root} have the tools of {NAME}.")
@@ -547,11 +547,16 @@ def findings(settings: Settings) -> dict[str, tuple[str, str]]:
                 change for change in connecting(settings, program, notes, trees) if change.after != change.before
             ]
             files = ", ".join(note.name for note in notes)
+            files += f"; {program} itself is not on PATH" if is_missing(program) else ""
             told = ("note", f"{changed[0].name} no longer says what it should: {again}") if changed else ("good", files)
         except StartError as error:
             told = "bad", str(error)
         found[f"connection of {program}"] = told
     return found
+
+
+def is_missing(program: str) -> bool:
+    return program not in IN_WINDOWS and not shutil.which(program)
 
 
 def checked_program(program: str) -> str:

@@ -290,6 +290,9 @@ def test_dependencies_of_python_projects(tmp_path: Path, given: Contents, expect
     "compatible": ("~=3.10.2", "3.10.2"),
     "the higher of two": (">=3.8,>=3.10,<4", "3.10"),
     "excluded series": (">=3.8,!=3.8.*,!=3.9.*", "3.10"),
+    "an excluded major version": (">=3.5,!=3.*", "4"),
+    "an excluded version below a series": (">=3.8.1,!=3.8.1.*,!=3.8.2.*", "3.8.3"),
+    "a series of the major version alone": (">=3,!=3.*,!=4.0.*", "4.1"),
     "Python 2 as well": ("!=3.0.*, !=3.1.*, >=2.7", "2.7"),
     "the major version alone": (">=3", "3"),
     "a beta": (">=3.15.0b1", "3.15.0b1"),
@@ -450,6 +453,11 @@ OTHERS: dict[str, tuple[Contents, dict[str, str]]] = {
          "  implementation project(':z')\n  // implementation 'n:o:1'\n  runtimeOnly \"g:d:$v\"\n  classpath 'p:q:1'\n}\n", "build.gradle.kts": 'dependencies { \n  kapt("g:e:5")\n}'},
         {"g:a": "1.0", "g:b": "", "g:c": "2", "x:y": "3", "g:d": "", "g:e": "5"},
     ),
+    "Gradle's block in a line": (
+        {"build.gradle": "dependencies { implementation 'g:a:1'; api(\"g:b:2\") ; kapt libs.c }\nif (x) {runtimeOnly 'g:d:$v'}\nx.implementation 'no:no:1'\n"
+         "configurations { implementation.extendsFrom(libs.no) }\n", "gradle/libs.versions.toml": '[libraries]\nc = "g:c:3"\nno = "no:no:1"\n'},
+        {"g:a": "1", "g:b": "2", "g:c": "3", "g:d": ""},
+    ),
     "Composer": ({"composer.json": '{"require": {"php": ">=8", "ext-json": "*", "a/b": "^1"}, "require-dev": {"c/d": "2"}}'}, {"a/b": "^1", "c/d": "2"}),
 }  # fmt: skip
 
@@ -499,6 +507,23 @@ MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
          "packages/core/fixture/package.json": '{"dependencies": {"no": "2"}}', "site/package.json": '{"dependencies": {"core": "1", "vue": "3"}}'},
         {"eslint": "9", "zod": "3", "vue": "3"},
     ),
+    "what Cargo excludes": (
+        {"Cargo.toml": '[workspace]\nmembers = ["crates/*", "deep/**", "old/kept"]\nexclude = ["crates/x", "./deep/a", "old", 5]\n',
+         "crates/x/Cargo.toml": '[dependencies]\nno = "1"\n', "crates/y/Cargo.toml": '[dependencies]\ny = "1"\n',
+         "deep/a/b/c/Cargo.toml": '[dependencies]\nno = "1"\n', "deep/ab/Cargo.toml": '[dependencies]\nab = "1"\n',
+         "old/kept/Cargo.toml": '[dependencies]\nkept = "1"\n'},
+        {"y": "1", "ab": "1", "kept": "1"},
+    ),
+    "what melos ignores": (
+        {"pubspec.yaml": "name: top\n", "melos.yaml": "packages:\n  - packages/**\nignore: ['packages/**/example']\n",
+         "packages/a/pubspec.yaml": "dependencies:\n  http: ^1.2.0\n", "packages/a/example/pubspec.yaml": "dependencies:\n  no: ^1.0.0\n"},
+        {"http": "^1.2.0"},
+    ),
+    "what pnpm takes out": (
+        {"package.json": "{}", "pnpm-workspace.yaml": "packages: ['p/*', '!p/no']\n",
+         "p/a/package.json": '{"dependencies": {"a": "1"}}', "p/no/package.json": '{"dependencies": {"no": "1"}}'},
+        {"a": "1"},
+    ),
     "pnpm's workspaces": (
         {"package.json": '{"name": "top", "dependencies": {"a": "1"}}', "b/c/d/package.json": '{"dependencies": {"e": "2"}}', "f/package.json": "[",
          "pnpm-workspace.yaml": "packages:  # all\n  - 'b/**' # deep\n  # - g\n  - f\n\ncatalog:\n  - h\n", "h/package.json": '{"dependencies": {"no": "1"}}'},
@@ -546,7 +571,7 @@ MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
         {"g:x": "1", "g:lint": "2", "g:n": "3"},
     ),
     "Groovy's settings of Gradle": (
-        {"settings.gradle": "include ':a', \"b\"\ninclude 'c'\nproject(':c').projectDir = new File(settingsDir, '../outside')\n",
+        {"settings.gradle": "include ':a', \"b\"\ninclude 'c'; project(':c').projectDir = new File(settingsDir, '../outside')\n",
          "build.gradle": "allprojects { }\n", "a/build.gradle": "dependencies {\n  api 'g:a:1'\n}", "b/build.gradle": "dependencies {\n  api 'g:b:$v'\n}"},
         {"g:a": "1", "g:b": ""},
     ),

@@ -24,7 +24,8 @@ from cco_sidecar_plugins.context._parsing import File, ProjectFiles
 # -- Gradle
 
 CONFIGURATION = (
-    r"(?m)^[ \t]*\w*(?:[iI]mplementation|[aA]pi|[cC]ompileOnly|[rR]untimeOnly|[aA]nnotationProcessor|kapt|ksp)\b"
+    r"(?m)(?:^|[{;])[ \t]*"
+    r"\w*(?:[iI]mplementation|[aA]pi|[cC]ompileOnly|[rR]untimeOnly|[aA]nnotationProcessor|kapt|ksp)\b"
     r"[\s(]*(?:(?:enforcedP|p)latform\s*\(\s*)?"
 )
 GRADLE = late_pattern(
@@ -39,7 +40,8 @@ CATALOG = late_pattern(
 )
 INCLUDE = late_pattern(r"""(?m)(?:^|;)[ \t]*include\b[\s(]*+((?:["'][^"'\n]{1,200}["']\s*+,?\s*+)++)""")
 MOVED = late_pattern(
-    r"""(?m)^[ \t]*project\(\s*["']([^"'\n]{1,200})["']\s*\)\.projectDir\s*=\s*(?:new\s+)?[fF]ile\(\s*(?:\w+\s*,\s*)?"""
+    r"""(?m)(?:^|;)[ \t]*project\(\s*["']([^"'\n]{1,200})["']\s*\)"""
+    r"""\.projectDir\s*=\s*(?:new\s+)?[fF]ile\(\s*(?:\w+\s*,\s*)?"""
     r"""["']([^"'\n]{1,200})["']"""
 )
 Catalog = dict[str, Versions]  # by the names that build files have for a library, or for a bundle of them
@@ -178,8 +180,11 @@ def unquoted(text: str) -> str:
 
 def pubspec_dependencies(file: File) -> Versions:
     """The project's own, then those of its workspace's packages, or of melos', which are none themselves."""
-    melos = file.files.parsed("melos.yaml", lambda melos: yaml_list(melos.text(), "packages"))
-    places = (file.name, *members(file, yaml_list(file.text(), "workspace") or melos))
+    melos = file.files.parsed(
+        "melos.yaml", lambda melos: [yaml_list(melos.text(), key) for key in ("packages", "ignore")]
+    )
+    workspace = yaml_list(file.text(), "workspace")
+    places = (file.name, *(members(file, workspace) if workspace else members(file, *(melos or ([],)))))
     return without_own(file.files.parsed_once(place, pubspec) for place in places)
 
 

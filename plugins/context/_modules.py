@@ -68,17 +68,24 @@ def umbrella_members(file: File) -> list[str]:
     return members(file, [f"{path[1]}/*"] if path else None)
 
 
-def members(file: File, patterns: Any) -> list[str]:
-    """The listed files of ``file``'s name in the folders that ``patterns`` name, and none with ``!`` does."""
-    texts = [text for text in patterns if isinstance(text, str)][:MOST_MODULES] if isinstance(patterns, list) else []
+def members(file: File, patterns: Any, without: Any = None) -> list[str]:
+    """The listed files of ``file``'s name in the folders that ``patterns`` name, but not ``without``, nor one with
+    ``!``.
+    """
+    texts = texts_of(patterns)
     wanted = [posixpath.normpath(text) for text in texts if not text.startswith("!")]
     unwanted = [posixpath.normpath(text[1:]) for text in texts if text.startswith("!")]
+    unwanted += map(posixpath.normpath, texts_of(without))
     found = file.files.ending_with(f"/{file.name}".lower()) if wanted else []
     return [
         name
         for name in found
         if is_one_of(posixpath.dirname(name), wanted) and not is_one_of(posixpath.dirname(name), unwanted)
     ]
+
+
+def texts_of(value: Any) -> list[str]:
+    return [text for text in value if isinstance(text, str)][:MOST_MODULES] if isinstance(value, list) else []
 
 
 def is_one_of(folder: str, patterns: list[str]) -> bool:

@@ -35,6 +35,7 @@ from cco_sidecar_plugins.context._modules import (
     members,
     merged,
     package_members,
+    texts_of,
     umbrella_members,
     without_own,
 )
@@ -386,11 +387,15 @@ def lowest_of(option: str) -> str | None:
         if sign not in ("<", "<=", "!=")
     ]
     low = max(lows, key=numbers, default=None)
-    series_out = {numbers(version) for sign, version, star in found if sign == "!=" and star}
-    while low and numbers(low)[:2] in series_out:
-        major, minor = numbers(low)[:2]
-        low = f"{major}.{minor + 1}"
+    series_out = [numbers(version) for sign, version, star in found if sign == "!=" and star]
+    while low and (out := next((series for series in series_out if is_of_series(low, series)), None)):
+        low = ".".join(map(str, (*out[:-1], out[-1] + 1)))
     return low
+
+
+def is_of_series(version: str, series: tuple[int, ...]) -> bool:
+    """Whether it begins so; 3 is 3.0 as well."""
+    return (numbers(version) + (0,) * len(series))[: len(series)] == series
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -430,9 +435,17 @@ def cargo_dependencies(file: File) -> Versions:
     """The project's own, then those of its workspace's members, which are none themselves."""
     workspace = file.table(file.toml(), "workspace")
     shared = file.table(workspace, "dependencies")
-    places = (file.name, *members(file, workspace.get("members")))
+    places = (file.name, *crate_members(file, workspace))
     read = (file.files.parsed_once(place, crate, shared) for place in places)
     return without_own((*read, ("", crates(shared, {}))))
+
+
+def crate_members(file: File, workspace: dict[str, Any]) -> list[str]:
+    """Those that ``members`` names, or matches and ``exclude`` does not name, nor a folder above them."""
+    listed = texts_of(workspace.get("members"))
+    without = [pattern for folder in texts_of(workspace.get("exclude")) for pattern in (folder, f"{folder}/**")]
+    named = [text for text in listed if not re.search(r"[*?[]", text)]
+    return [*members(file, named), *members(file, listed, without)]
 
 
 def crate(file: File, shared: dict[str, Any]) -> tuple[str, Versions]:

@@ -627,7 +627,7 @@ class Stranger(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append((self.path, self.headers["Authorization"]))
-        status, content = self.server.answer if self.path == "/health" else (200, b'{"results": [], "has_more": false}')
+        status, content = self.server.answer if self.path == "/health" else self.server.work()
         self.send_response(status)
         if 300 <= status < 400:
             self.send_header("Location", f"http://127.0.0.1:{self.server.elsewhere}{self.path}")
@@ -646,6 +646,7 @@ class Stranger(http.server.BaseHTTPRequestHandler):
 def stranger() -> Iterator[Any]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
         server.asked, server.elsewhere = [], server.server_port  # type: ignore[attr-defined]
+        server.work = lambda: (200, b'{"results": [], "has_more": false}')  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -708,6 +709,48 @@ def test_whoever_has_the_port_of_a_killed_service_gets_no_token(
         code, out, err = cco(*words)
         assert (code, out) == (3, "") and "it was sent no token" in err
     assert stranger.asked and set(stranger.asked) == {("/health", None)}
+
+
+@pytest.mark.parametrize("how", ["--url", "SIDECAR_URL", "a token of its own", "another storage"])
+def test_a_session_whose_token_is_refused_sends_no_other_projects(
+    tmp_path: Path, repository: Path, stranger: Any, how: str, cco: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Where an address was given, though a service runs for the repository that we are in, and where another service
+    runs for the repository by now.
+    """
+    stranger.answer = (200, json.dumps(HEALTH | {"project_id": "foreign"}).encode())
+    stranger.work = lambda: (401, b'{"code": "AUTH_001", "message": "no", "error": "unauthorized"}')
+    url, state, words, sent = f"http://127.0.0.1:{stranger.server_port}", tmp_path / "state", ["mcp", "claude"], {""}
+    if how == "another storage":
+        first, then = (default_storage(repository, name).name for name in ("foreign", "mine"))
+        info = {"pid": 1, "url": url, "root": str(repository), "version": "1", "started_at": "", "instance_id": ""}
+
+        def announce(name: str, project: str) -> None:
+            (state / "cco-sidecar" / name / "sidecar.json").write_text(json.dumps(info | {"project_id": project}))
+
+        def moved() -> tuple[int, bytes]:
+            (state / "cco-sidecar" / first).rename(state / "cco-sidecar" / then)
+            announce(then, "mine")
+            return 401, b"{}"
+
+        (state / "cco-sidecar" / first).mkdir(mode=0o700, parents=True)
+        announce(first, "foreign")
+        monkeypatch.setenv("XDG_STATE_HOME", str(state))
+        stranger.work, words, sent = moved, [*words, "--root", str(repository)], {"foreign"}
+    elif how == "--url":
+        words += ["--url", url]
+    else:
+        monkeypatch.setenv("SIDECAR_URL", url)
+    if how == "a token of its own":
+        token = jwt.encode({"project_id": "foreign"}, "x" * 32)
+        monkeypatch.setenv("JWT_TOKEN", token)
+        sent = {"foreign"}
+    code, out, err = cco(*words, text='{"jsonrpc": "2.0", "id": 1, "method": "tools/call"}\n')
+    assert (code, err) == (0, "") and json.loads(out)["error"]["code"] == -32000
+    tokens = [given.removeprefix("Bearer").strip() for path, given in stranger.asked if path == "/mcp"]
+    project_of = plugin("_client").project_of
+    assert tokens and {project_of(token) for token in tokens} == sent, tokens
 
 
 def test_health_of_a_service_that_does_not_work_is_shown_whole(

@@ -93,19 +93,20 @@ class SessionClient(Client):
 
     def open(self, content: bytes, headers: dict[str, str]) -> Any:
         """The open answer to a message. Raises StartError, and HTTPError for a refusal."""
-        self._look_for_it()
-        self._check_who_answers()
-        if time.monotonic() > self._made + RENEWED:
-            self.token = self._find_token()
         for last in (False, True):
+            self._look_for_it()
+            self._check_who_answers()
+            if time.monotonic() > self._made + RENEWED:
+                self.token = self._find_token()
             request = urllib.request.Request(f"{self.url}/mcp", content, headers, method="POST")
             request.add_header("Authorization", f"Bearer {self.token}")
             try:
                 return self._opener.open(request, timeout=SILENT)
             except urllib.error.HTTPError as error:
-                if error.code != 401 or last:  # another storage may have another secret
+                if error.code != 401 or last:
                     raise
-                self._settings = running_settings(settings_from(self._options))
+                if self._settings:  # another storage may have another secret
+                    self._settings = running_settings(settings_from(self._options))
                 self.token = self._find_token()
 
 

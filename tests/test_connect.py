@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -649,6 +650,7 @@ CUT = [
     b"",
     b"HTT",
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{",
+    b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{",
     STREAM,
     STREAM + b"b\r\n: waiting\n\n\r\n",
     STREAM + b'18\r\ndata: {"jsonrpc":"2.0","\r\n',
@@ -662,12 +664,14 @@ def test_a_request_whose_answer_is_cut_is_answered(service: Service) -> None:
     """
     health = service.client().get("/health").content
     healthy = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(health), health)
+    answered = b'data: {"id": "a", "result": "whole"}\n'
+    whole = STREAM + b"%x\r\n%b\r\n" % (len(answered), answered)  # but for the stream's end
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         bridge = Bridge(service, "--url", url, JWT_TOKEN=service.token())
-        for cut in CUT:
+        for cut, reset in [(cut, reset) for cut in (*CUT, whole) for reset in (False, True)]:
             bridge.send({"id": "a", "method": "tools/call", "params": {"name": "agents"}})
-            answer = b""
+            told, answer = None, healthy
             while answer != cut:  # a client makes sure who answers before it sends
                 connection, _ = listener.accept()
                 with connection, connection.makefile("rb") as asked:
@@ -675,9 +679,22 @@ def test_a_request_whose_answer_is_cut_is_answered(service: Service) -> None:
                     head = list(iter(asked.readline, b"\r\n"))
                     asked.read(sum(int(line.split()[1]) for line in head if line.lower().startswith(b"content-length")))
                     connection.sendall(answer)
-            told = bridge.read()
+                    if answer == whole:
+                        told = bridge.read()
+                    if reset and answer == cut:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if cut == whole:
+                assert told == {"id": "a", "result": "whole"}
+                continue
+            told = bridge.read()  # and not a second answer to the one before
             assert told["id"] == "a" and told["error"]["code"] == -32000, (cut, told)
-        bridge.end()
+            refused = b" 403 " in cut and told["error"]["message"].startswith("403")
+            assert refused or "look whether what you asked for was done" in told["error"]["message"], (cut, reset, told)
+        until(lambda: psutil.Process(bridge.process.pid).num_threads() == 1)
+        assert bridge.process.stdin and bridge.process.stdout
+        bridge.process.stdin.close()
+        assert bridge.process.stdout.read() == "", "what was answered is not answered again"
+        assert bridge.process.wait(20) == 0
 
 
 def test_a_request_during_which_the_service_is_killed_is_answered(service: Service, bridge: Bridge) -> None:

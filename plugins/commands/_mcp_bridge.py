@@ -20,7 +20,7 @@ import typing
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,27 @@ class SessionClient(Client):
             request = urllib.request.Request(f"{self.url}/mcp", content, headers, method="POST")
             request.add_header("Authorization", f"Bearer {self.token}")
             try:
-                return self._opener.open(request, timeout=SILENT)
+                with cut_ones_told():
+                    return self._opener.open(request, timeout=SILENT)
             except urllib.error.HTTPError as error:
                 if error.code != 401 or last:
                     raise
                 if self._settings:  # another storage may have another secret
                     self._settings = running_settings(settings_from(self._options))
                 self.token = self._find_token()
+
+
+@contextlib.contextmanager
+def cut_ones_told() -> Iterator[None]:
+    """Raises HTTPException, as http.client does of a connection that was ended, of one that was reset or is silent too,
+    but not where the request has reached nobody, which is urllib's URLError.
+    """
+    try:
+        yield
+    except urllib.error.URLError:
+        raise
+    except OSError as error:
+        raise http.client.HTTPException(str(error)) from error
 
 
 class Message:
@@ -164,9 +178,6 @@ class Bridge:
                     self._answer(asked)
             except (ValueError, RecursionError) as error:
                 self._fail(message, -32700, f"This is no message: {one_line(error)[:200]}")
-            except urllib.error.HTTPError as error:
-                with error:
-                    self._refuse(message, error.code, error.read(MB))
             except http.client.HTTPException:  # the answer, or its beginning, was cut
                 from cco_sidecar_plugins.http._mcp_protocol import CUT  # costs what only this needs
 
@@ -193,7 +204,13 @@ class Bridge:
         asked.sent = True
         with self._connecting:
             self._client = self._client or SessionClient(for_own_tree(self._options))
-        with self._client.open(asked.line, headers_of(asked.content)) as answer:
+        try:
+            answer = self._client.open(asked.line, headers_of(asked.content))
+        except urllib.error.HTTPError as error:
+            with error, cut_ones_told():
+                self._refuse(asked.content, error.code, error.read(MB))
+            return
+        with answer, cut_ones_told():
             asked.known.set()
             if answer.headers.get_content_type() == "text/event-stream":
                 self._hand_back(answer)
@@ -201,16 +218,20 @@ class Bridge:
                 self._write(content)
 
     def _hand_back(self, stream: Iterable[bytes]) -> None:
-        """Write each message of a stream, of which the last one is the answer. Raises IncompleteRead where that does
-        not come, for which urllib ends a stream that was cut as one that is complete.
+        """Write each message of a stream, of which the last one is the answer: how the stream ends after that is all
+        the same. Raises IncompleteRead where it does not come, for which urllib ends a stream that was cut as one that
+        is complete.
         """
-        last = b"{}"
-        for part in stream:
-            if part.startswith(b"data:") and part.endswith(b"\n") and (content := part[5:].strip()):
-                last = content
-                self._write(last)
+        last, problem = b"{}", typing.cast(Exception, http.client.IncompleteRead(b""))
+        try:
+            for part in stream:
+                if part.startswith(b"data:") and part.endswith(b"\n") and (content := part[5:].strip()):
+                    self._write(content)
+                    last = content
+        except (OSError, http.client.HTTPException) as error:
+            problem = error
         if "id" not in json.loads(last):
-            raise http.client.IncompleteRead(last)
+            raise problem
 
     def _refuse(self, message: Any, status: int, content: bytes) -> None:
         """Hand on a refusal: the protocol's own under the message's id, which the service may not have been able to

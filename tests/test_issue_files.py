@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Service, plugin
+from conftest import Service, plugin, until
 
 from cco_sidecar import ApiError, IssueNotFound, Pool, Settings, load_settings
 
@@ -125,6 +126,20 @@ def test_a_changed_file_is_told_as_it_is_now(project: Settings) -> None:
         assert issue_files.resolve_issue(f"A-{number}", project) and issue_files.resolve_issue(f"E-{number}", project)
         assert number == 0 or issue_files.resolve_issue(f"A-{number - 1}", project) is None
         assert number == 0 or issue_files.resolve_issue(f"E-{number - 1}", project) is None
+
+
+@pytest.mark.parametrize("place", [".beads/issues.jsonl", "issues.jsonl", "issues.json"])
+def test_of_an_export_that_is_edited_again_and_again_one_version_is_kept(project: Settings, place: str) -> None:
+    mark = [f"of a version of {project.root / place}"]
+    for number in range(3):
+        entry = {"id": f"E-{number}", "title": "E", "labels": mark}
+        write(project, {place: json.dumps(entry) + " " * number})
+        until(lambda: issue_files.unchanged(str(project.root / place)))
+        assert issue_files.resolve_issue(f"E-{number}", project)
+        entries = issue_files.entries_of(str(project.root), place)
+        assert issue_files.entries_of(str(project.root), place) is entries
+        del entries
+        assert sum(type(each) is list and each == mark and each is not mark for each in gc.get_objects()) == 1
 
 
 GH = """\

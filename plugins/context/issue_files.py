@@ -229,8 +229,7 @@ def markdown_head(root: str, path: str, facts: Fingerprint | None) -> tuple[str,
 
 def from_export(root: str, path: str, issue_id: str) -> Issue | None:
     """The issue from a JSON array or JSONL; of several entries the last one tells, as in a log. Blocks."""
-    facts = unchanged(os.path.join(root, path))
-    for entry in (entries_of if facts else entries_of.__wrapped__)(root, path, facts):
+    for entry in entries_of(root, path):
         if any(same(issue_id, entry.get(name)) for name in IDS):
             told = {name: next((entry[key] for key in keys if isinstance(entry.get(key), str)), "")
                     for name, keys in (("title", TITLES), ("body", BODIES))}  # fmt: skip
@@ -240,9 +239,31 @@ def from_export(root: str, path: str, issue_id: str) -> Issue | None:
     return None
 
 
-@functools.lru_cache(4)
-def entries_of(root: str, path: str, facts: Fingerprint | None) -> list[dict[str, Any]]:
-    """The entries of an export, the last one first."""
+EXPORTS = 4  # whose entries are kept: some four times the size of the file
+_entries: dict[tuple[str, str], tuple[Fingerprint, list[dict[str, Any]]]] = {}  # of the last version, by root and path
+_entries_lock = threading.Lock()
+
+
+def entries_of(root: str, path: str) -> list[dict[str, Any]]:
+    """The entries of an export, the last one first, read anew where it may have changed. Blocks."""
+    key, facts = (root, path), unchanged(os.path.join(root, path))
+    with _entries_lock:
+        found = _entries.pop(key, None)
+        if facts and found and found[0] == facts:
+            _entries[key] = found  # as the one that was asked for last
+            return found[1]
+    del found  # the version before makes room
+    entries = read_entries(root, path)
+    if facts:
+        with _entries_lock:
+            _entries[key] = facts, entries
+            for other in [*_entries][:-EXPORTS]:
+                del _entries[other]
+    return entries
+
+
+def read_entries(root: str, path: str) -> list[dict[str, Any]]:
+    """The entries of an export, the last one first. Blocks."""
     if not (read := read_text_file(root, path, EXPORT)):
         return []
     if read[2]:
@@ -304,8 +325,8 @@ def in_markdown(root: Path, path: str) -> Iterator[tuple[str, str]]:
 
 def in_export(root: Path, path: str) -> Iterator[tuple[str, str]]:
     """(id, title) of the issues in an export; of several entries with an id the last one tells."""
-    facts, seen = unchanged(os.path.join(root, path)), set()
-    for entry in (entries_of if facts else entries_of.__wrapped__)(str(root), path, facts):
+    seen = set[str]()
+    for entry in entries_of(str(root), path):
         issue_id = next((str(entry[name]) for name in IDS if isinstance(entry.get(name), (str, int))), "")
         if issue_id not in seen and str(entry.get("status") or entry.get("state")).lower() not in OVER:
             yield issue_id, next((entry[name] for name in TITLES if isinstance(entry.get(name), str)), "")

@@ -267,6 +267,37 @@ def test_where_not_all_is_heard_of_everything_is_looked_at(
         index.close()
 
 
+def refuse(*_: Any) -> Any:
+    raise OSError(24, "no more")
+
+
+STOPPED: dict[str, Callable[[pytest.MonkeyPatch], Any]] = {
+    "full": lambda patch: None,
+    "partial: [Errno 24] no more inotify queues can be had": PARTIAL[
+        "partial: [Errno 24] no more inotify queues can be had"
+    ],
+    "partial: [Errno 24] no more": lambda patch: patch.setattr(os, "pipe", refuse),
+}
+
+
+@pytest.mark.parametrize("state", STOPPED)
+def test_a_watcher_that_is_stopped_twice_leaves_alone_what_others_have_opened_since(
+    tmp_path: Path, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = inotify.Inotify(tmp_path, lambda: None)
+    with monkeypatch.context() as patch:
+        STOPPED[state](patch)
+        watcher.start()
+    assert watcher.state == state
+    watcher.stop()
+    opened = [os.open(tmp_path / f"of others {number}", os.O_RDWR | os.O_CREAT) for number in range(4)]
+    watcher.stop()
+    assert watcher.state == "off"
+    for handle in opened:
+        assert os.fstat(handle).st_size == 0
+        os.close(handle)
+
+
 MOUNTS = [
     ("/dev/sda", "/", "ext4"), ("home", "/home", "nfs4"), ("/dev/sdb", "/home/me/work", "xfs"),
     ("overlay", "/home/me/work/tree/box", "overlay"), ("tmpfs", "/tmp", "tmpfs"), ("x", "/home/me/work/tree2", "9p"),

@@ -75,11 +75,12 @@ class Inotify:
         """Begin to listen; a look may be on its way. Blocks."""
         with self._lock:
             try:
-                self._queue, self._mounts = new_queue(), os.open("/proc/self/mountinfo", os.O_RDONLY)
-            except OSError as error:  # the system's limit of queues, or no /proc
+                self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY)
+                self._wake = os.pipe()
+                self._queue = new_queue()  # the last one: with a queue there is all that reading it takes
+            except OSError as error:  # the system's limit of queues or of files, or no /proc
                 self._give_up(one_line(error))
                 return
-            self._wake = os.pipe()
             self._poll = select.poll()
             self._poll.register(self._queue, select.POLLIN)
             self._poll.register(self._mounts, select.POLLPRI)  # something was mounted or unmounted
@@ -89,12 +90,14 @@ class Inotify:
             self._thread.start()
 
     def stop(self) -> None:
+        """Once more it does nothing: others have the numbers of what it closed."""
         self.state = "off"
         if self._thread:
             os.write(self._wake[1], b"!")
             self._thread.join(2)
         with self._lock:
-            handles, self._queue = (self._queue, self._mounts, *self._wake), -1
+            handles = self._queue, self._mounts, *self._wake
+            self._thread, self._queue, self._mounts, self._wake = None, -1, -1, (-1, -1)
             for handle in handles:
                 if handle >= 0:
                     os.close(handle)

@@ -3732,7 +3732,7 @@ def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
 class Launcher:
     """Makes what an agent is started with."""
 
-    HOW_TO_HAVE_ONE = "start with --agent-command 'your-agent {task}'"  # a command
+    HOW_TO_HAVE_ONE = "start with --agent-command 'your-agent {prompt}'"  # a command
     # variables that a request may set: the project's own settings, which steer no program
     SETTABLE = re.compile(
         r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
@@ -4207,7 +4207,7 @@ class Program:
             parser.add_argument("--type", required=True, help="agent type, for example python-specialist")
         options, unknown = parser.parse_known_args(rest, options)
         if unknown:
-            raise StartError(f"{unknown[0]}: no such command or option, see cco --help; {ABSENT}", WRONG_USE)
+            raise StartError(f"{unknown[0]}: no such command or option, see --help; {ABSENT}", WRONG_USE)
         for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
             if name.removeprefix("CCO_SIDECAR_").lower() not in option_table():  # which only plugins may heed
                 raise StartError(f"{name}: no such option; {ABSENT}")

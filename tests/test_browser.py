@@ -84,7 +84,9 @@ def state_of(service: Service) -> Any:
     """All that a request could change."""
     client = service.client()
     lists = [client.get(f"/api/{name}").json()[name] for name in ("events", "results", "agents")]
-    status = client.get("/status").json()
+    answer = client.get("/status")
+    until(lambda: answer.headers["X-Request-Id"] in service.log)  # a page's requests are counted from here
+    status = answer.json()
     return lists, status["agents"], status["events"]["total_published"], status["events"]["active_subscriptions"]
 
 

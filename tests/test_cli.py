@@ -556,7 +556,7 @@ def test_an_id_that_names_nothing_is_told_where_ids_are_listed(
 def test_an_issue_and_a_type_the_other_way_round_are_told(
     command: list[str], cco: Callable[..., tuple[int, str, str]]
 ) -> None:
-    told = "cco: 404 AGT_002: Unknown agent type issue-7"
+    told = "cco: 404 AGT_002: Unknown agent type issue-7; `cco agent types` lists them"
     assert cco(*command, "test-engineer", "issue-7") == (1, "", f"{told}; the issue comes first, then the type\n")
     assert cco(*command, "issue-8", "issue-7") == (1, "", f"{told}\n")
 

@@ -539,7 +539,7 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
         (["--agent-command", "./" + "x" * 300],
          f"--agent-command: no agent can be started: ./{'x' * 300} is not there, seen from the repository's root"),
         (["--agent-command", "/nowhere/agent.sh"],
-         "--agent-command: no agent can be started: agent.sh is not where the command says"),
+         "--agent-command: no agent can be started: agent.sh is not at the path that the command gives"),
         (["--agent-command", "claud -p {prompt}"],
          "--agent-command: no agent can be started: claud is not on PATH, did you mean claude?"),
         (["--agent-commands", '{"qa-engineer": "codexx"}'],

@@ -572,7 +572,7 @@ def test_https_that_is_asked_for_is_never_served_as_http(folder: Path, tmp_path:
     (tmp_path / "alone/plugins").mkdir(parents=True)
     alone = Path(shutil.copy(MODULE, tmp_path / "alone"))
     pair = ["--tls-cert", "c.pem", "--tls-key", "k.pem", "--storage", str(tmp_path / "state")]
-    assert "--tls-cert: no such command or option, see cco --help; is plugins/ beside" in refusal(
+    assert "--tls-cert: no such command or option, see --help; is plugins/ beside" in refusal(
         run(*pair, cwd=folder, module=alone)
     )
     assert "--tls-cert: the plugin tls, which reads it, is not loaded" in refusal(
@@ -1441,13 +1441,13 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
         line = refusal(run(*command.split(), "--format", "json", cwd=repository, module=alone))
         first = command.split()[0]
         assert line.startswith(
-            f"cco: {first}: no such command or option, see cco --help; is plugins/ beside cco_sidecar.py?"
+            f"cco: {first}: no such command or option, see --help; is plugins/ beside cco_sidecar.py?"
         ), line
         assert "`pip install .`" in line
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    ("tokn", "tokn: no such command or option, see cco --help; is plugins/ "), ("--prot 1", "--prot: no such command or option, see cco --help; is "),
+    ("tokn", "tokn: no such command or option, see --help; is plugins/ "), ("--prot 1", "--prot: no such command or option, see --help; is "),
     ("token", "the following arguments are required: --type"), ("token --type x --prot 1", "--prot: no such command or option"),
     ("token --type", "--type: expected one argument"), ("--port", "--port: expected one argument"), ("--port x", "--port: 'x' must be"),
     ("--plugins nowhere", "--plugins: plugin nowhere: ImportError: it is not there\n"),

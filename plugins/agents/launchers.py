@@ -356,7 +356,7 @@ def find_program(word: str, root: Path, path: str | None = None) -> str:
 
 def place_of(word: str) -> str:
     """Where a program is looked for that a command calls ``word``."""
-    seen = "where the command says" if os.path.isabs(word) else "there, seen from the repository's root"
+    seen = "at the path that the command gives" if os.path.isabs(word) else "there, seen from the repository's root"
     return seen if os.path.dirname(word) else "on PATH"
 
 
@@ -376,8 +376,8 @@ class KnowingLauncher(Launcher):
     """
 
     HOW_TO_HAVE_ONE = (
-        f"{Launcher.HOW_TO_HAVE_ONE}, set agent-command in cco.toml, or put a program on PATH that the plugin launchers"
-        " knows, such as claude or codex"
+        f"{Launcher.HOW_TO_HAVE_ONE}, set agent-command in cco.toml, or put a program on PATH that is known here, such"
+        " as claude or codex"
     )
 
     def __init__(

@@ -49,14 +49,16 @@ class NearestTypes(AgentTypes):
 
 
 def nearest_type(agent_type: str, names: Iterable[str]) -> str:
-    """The end of a message that refuses ``agent_type``: for one word up to three types with such a part, own first."""
+    """The end of a message that refuses ``agent_type``: the nearest, for one word up to three with such a part, own
+    first; where none is near, what lists them.
+    """
     known = sorted(names, key=lambda name: (name not in OWN_TYPES, name))
     part = nearest(agent_type, sorted({part for name in known for part in name.split("-")}))
     sharing = [name for name in known if any(alike(part, other) for other in name.split("-"))]
     if "-" not in agent_type and 0 < len(sharing) < 10:  # more would share "specialist"
         *others, last = sharing[:3]
         return f", did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
-    return did_you_mean(agent_type, known)
+    return did_you_mean(agent_type, known) or "; `cco agent types` lists them"
 
 
 def alike(part: str, other: str) -> bool:

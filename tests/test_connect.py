@@ -137,8 +137,23 @@ def test_what_is_added_to_toml_goes_again(text: str) -> None:
         edits.tables(text + "\n[later]\nz = 1\n"), [TABLE]
     )
     assert "/bin/cco" not in edits.take_toml(more.replace("timeout = 3", "timeout = 4"), [TABLE], [piece])
-    with pytest.raises(edits.NotEditable):
-        edits.take_toml(after + "inside_ours = 1\n", [TABLE], [piece])
+    for inside in (
+        "enabled = false\n",
+        "enabled = false",
+        '\n# by codex\n[mcp_servers.cco.tools.brief]\napproval_mode = "approve"\n',
+        '[mcp_servers.cco.env]\nX = "1"\n[[mcp_servers.cco.more]]\n[[mcp_servers.cco.more]]\ny = 1\n\n[later]\nz = 1\n',
+    ):
+        left = edits.tables(edits.take_toml(after + inside, [TABLE], [piece]))
+        later = "\n[later]\nz = 1\n" if "later" in inside else ""
+        assert left in (edits.tables(text + later), edits.tables(f"{text}\n[mcp_servers]\n{later}")), inside
+
+
+@pytest.mark.parametrize("before", ['a = """\n%s\nb\n"""\n', "a = '''\n%s\n'''\n", '# mine\na = """\n%s # b\n"""\n'])
+def test_what_only_looks_like_our_table_is_not_cut(before: str) -> None:
+    after, piece = edits.add_toml(before % "[mcp_servers.cco]", TABLE)
+    with pytest.raises(edits.NotEditable, match="take it away by hand"):
+        edits.take_toml(after.replace("timeout = 3", "timeout = 4"), [TABLE], [piece])
+    assert edits.take_toml(after, [TABLE], [piece]) == before % "[mcp_servers.cco]"
 
 
 @pytest.mark.parametrize(

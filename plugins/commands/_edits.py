@@ -268,14 +268,26 @@ def tables(text: str) -> dict[str, Any]:
 
 
 def take_toml(text: str, additions: list[Addition], pieces: list[str]) -> str:
+    """``text`` without the additions, and without what somebody wrote into their tables. Raises NotEditable."""
     wanted = without(tables(text), additions)
+    taken = text
     for piece in reversed(pieces):
-        if piece and text.count(piece) == 1:
-            text = text.replace(piece, "")
-    for path, _ in additions:
-        header = re.escape(f"[{'.'.join(path)}]")
-        text = re.sub(rf"(?m)^{header}[^\n]*\n(?:(?!\s*\[)[^\n]*(?:\n|\Z))*", "", text)
-    left = tables(text)
-    if left != wanted and {key: item for key, item in wanted.items() if item != {}} != left:
+        if piece and taken.count(piece) == 1:
+            taken = taken.replace(piece, "")
+    if not is_toml_of(taken, wanted):  # somebody wrote behind our piece, or into it
+        taken = text
+        for path, _ in additions:
+            header = rf"\[\[?{re.escape('.'.join(path))}(?:\.[^\]\n]*)?\]"
+            taken = re.sub(rf"(?m)^{header}[^\n]*\n?(?:(?!\s*\[)[^\n]*(?:\n|\Z))*", "", taken)
+    if not is_toml_of(taken, wanted):
         raise NotEditable("our table was moved: take it away by hand")
-    return text
+    return taken
+
+
+def is_toml_of(text: str, wanted: dict[str, Any]) -> bool:
+    """Whether a text says what is wanted; of tables that are empty it may be silent."""
+    try:
+        left = tables(text)
+    except NotEditable:
+        return False
+    return left in (wanted, {key: item for key, item in wanted.items() if item != {}})

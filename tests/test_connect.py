@@ -423,6 +423,32 @@ def test_what_the_user_wrote_meanwhile_stays_and_what_cannot_be_edited_is_refuse
     assert "no regular file" in desk.cco("connect", "gemini", code=2)
 
 
+@pytest.mark.parametrize("broken", [("gemini",), ("codex",), ("gemini", "codex"), ("qwen",)])
+def test_a_file_that_cannot_be_edited_keeps_no_other_program_connected(desk: Desk, broken: tuple[str, ...]) -> None:
+    files = {"gemini": ".gemini/settings.json", "codex": ".codex/config.toml", "qwen": ".qwen/settings.json"}
+    for program in files:
+        desk.cco("connect", program, "--write")
+    whole = {program: (desk.root / files[program]).read_bytes() for program in broken}
+    for program in broken:
+        (desk.root / files[program]).write_bytes(b"[\n")
+    for _ in range(2):
+        said = desk.cco("disconnect", code=2)
+        assert [f"{program}: {files[program]} cannot be edited" in said for program in broken] == [True] * len(broken)
+        assert [(desk.root / files[program]).exists() for program in files] == [program in broken for program in files]
+    for program in broken:
+        (desk.root / files[program]).write_bytes(whole[program])
+        if os.geteuid():
+            (desk.root / files[program]).parent.chmod(0o500)
+    if os.geteuid():
+        said = desk.cco("disconnect", code=1)
+        assert [program for program in files if f"{program}: " in said] == [name for name in files if name in broken]
+    for program in broken:
+        (desk.root / files[program]).parent.chmod(0o700)
+    desk.cco("disconnect")
+    assert "No program is connected" in desk.cco("disconnect")
+    assert not [name for name in files.values() if (desk.root / name).exists()]
+
+
 @pytest.mark.parametrize(("program", "name", "text"), [
     ("gemini", ".gemini/settings.json", '{"mcpServers": {"cco": {"command": "my-own"}}}\n'),
     ("cursor", ".cursor/mcp.json", '// mine\n{"mcpServers": {"cco": {"url": "https://example.com"}}}'),

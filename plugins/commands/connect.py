@@ -41,7 +41,7 @@ from cco_sidecar import (
     settings_from,
     write_file,
 )
-from cco_sidecar_plugins._files import NO_JSON
+from cco_sidecar_plugins._files import NO_JSON, explained
 from cco_sidecar_plugins._words import meant
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, MODULAR, hook_settings, opencode_plugin
 from cco_sidecar_plugins.commands import _edits
@@ -492,7 +492,7 @@ def shown(settings: Settings, changes: list[Change], patches: bool) -> Iterator[
 
 
 def command_disconnect(options: argparse.Namespace) -> int:
-    """Take away what connect wrote, of one program or of all."""
+    """Take away what connect wrote, of one program or of all; one that cannot be edited keeps none of the others."""
     settings = running_settings(settings_from(options))
     with alone(settings):
         return disconnect(options, settings)
@@ -502,35 +502,47 @@ def disconnect(options: argparse.Namespace, settings: Settings) -> int:
     notes, trees, removed = Notes(settings.storage), work_trees(settings.root), Notes.of_removed_trees(settings)
     known = dict.fromkeys(name for each in (notes, *removed) for name in each.by_program)
     programs = [checked_program(options.program)] if options.program else list(known)
-    excluded = {row.exclude for _, row in Notes.of_other_trees(settings, trees)}
+    problems, code = [], GOOD
     for program in programs:
-        old = notes.by_program.get(program, [])
-        gone = [row for each in removed for row in each.rows(program)]
-        users = {row.name: root for root, row in Notes.of_other_trees(settings, trees, program) if row.name[0] == "~"}
-        noted = [*(row for row in gone if row.name[0] == "~"), *old]
-        changes = disconnecting(settings, noted, wanted(program, settings, trees))
-        changes = [change for change in changes if change.name not in users]
-        real = [change for change in changes if change.after != change.before]
-        apply(settings, changes)
-        lines = [row.exclude for row in [*old, *gone] if row.exclude and row.exclude not in excluded]
-        set_excluded(settings, [], lines)
-        for folder in [name for note in old for name in note.folders]:
-            with contextlib.suppress(OSError):  # something else is in it, or it is gone
-                os.rmdir(folder)
-        for each in (notes, *removed):
-            if each.by_program.pop(program, None) is not None:
-                each.save()
-        for change in real:
-            print(harmless(f"{program}: {change.path}{' removed' if change.after is None else ' without it again'}"))
-        for name, root in users.items():
-            print(harmless(f"{program}: {name} stays as it is for {root}, another work tree of this repository."))
-        if gone:
-            print(f"{program}: what a work tree that was removed had left is gone.")
-        elif not real and not users:
-            print(f"{program} is not connected.")
+        try:
+            disconnect_program(program, settings, notes, removed, trees)
+        except (StartError, OSError) as error:
+            problems.append(f"{program}: {explained(error) if isinstance(error, OSError) else error}")
+            code = max(code, getattr(error, "exit_code", REFUSED))
+    if problems:
+        raise StartError("; ".join(problems), code)
     if not programs:
         print("No program is connected.")
     return GOOD
+
+
+def disconnect_program(program: str, settings: Settings, notes: Notes, removed: list[Notes], trees: list[Path]) -> None:
+    """What ``disconnect`` does of one program. Raises StartError and OSError."""
+    excluded = {row.exclude for _, row in Notes.of_other_trees(settings, trees)}
+    old = notes.by_program.get(program, [])
+    gone = [row for each in removed for row in each.rows(program)]
+    users = {row.name: root for root, row in Notes.of_other_trees(settings, trees, program) if row.name[0] == "~"}
+    noted = [*(row for row in gone if row.name[0] == "~"), *old]
+    changes = disconnecting(settings, noted, wanted(program, settings, trees))
+    changes = [change for change in changes if change.name not in users]
+    real = [change for change in changes if change.after != change.before]
+    apply(settings, changes)
+    lines = [row.exclude for row in [*old, *gone] if row.exclude and row.exclude not in excluded]
+    set_excluded(settings, [], lines)
+    for folder in [name for note in old for name in note.folders]:
+        with contextlib.suppress(OSError):  # something else is in it, or it is gone
+            os.rmdir(folder)
+    for each in (notes, *removed):
+        if each.by_program.pop(program, None) is not None:
+            each.save()
+    for change in real:
+        print(harmless(f"{program}: {change.path}{' removed' if change.after is None else ' without it again'}"))
+    for name, root in users.items():
+        print(harmless(f"{program}: {name} stays as it is for {root}, another work tree of this repository."))
+    if gone:
+        print(f"{program}: what a work tree that was removed had left is gone.")
+    elif not real and not users:
+        print(f"{program} is not connected.")
 
 
 def findings(settings: Settings) -> dict[str, tuple[str, str]]:

@@ -4253,7 +4253,7 @@ def command_serve(options: argparse.Namespace) -> typing.NoReturn:
     settings = settings_from(options)
     set_up_logging(settings)
     hooks = load_hooks(settings, strict=True)
-    sys.setswitchinterval(0.001)  # worker threads hand the interpreter back to the loop after 1 ms instead of 5
+    sys.setswitchinterval(0.001)  # worker threads make way for the loop after 1 ms instead of 5
     sidecar = Sidecar(settings, hooks)
     with asyncio.Runner(loop_factory=sidecar.server_class.new_loop) as runner:
         runner.run(serve(sidecar))
@@ -4266,12 +4266,11 @@ def settings_from(options: argparse.Namespace) -> Settings:
 
 
 def set_up_logging(settings: Settings) -> None:
-    level = settings.log_level.upper()
     handler = bundled_class(logging.StreamHandler, "_program", "LogLines")(sys.stderr)
     handler.setFormatter(settings.log_formatter())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for name in ("tornado", "asyncio", "watchdog"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
 
 
 async def serve(sidecar: Sidecar) -> None:
@@ -4300,18 +4299,18 @@ async def serve(sidecar: Sidecar) -> None:
 
 def banner(sidecar: Sidecar) -> str:
     used = [plugin for plugin in sidecar.hooks.loaded if plugin.source != "built in" and not plugin.problem]
-    settings = sidecar.settings
-    absent = f"turned off by {settings.where('no_plugins')}" if settings.no_plugins else "is plugins/ beside the file?"
+    own = [plugin.name for plugin in used if bundled_folder() not in Path(plugin.source).parents]
+    absent = f"turned off by {sidecar.settings.where('no_plugins')}" if sidecar.settings.no_plugins else ABSENT
     return "\n".join([
         f"Orchestration sidecar {__version__}",
         f"  URL:      {sidecar.info.url}  {sidecar.server_class.protocols}",
         f"  Project:  {sidecar.info.project_id}",
         f"  Root:     {sidecar.info.root}",
         f"  Storage:  {sidecar.storage.place}",
-        f"  Plugins:  {', '.join(plugin.name for plugin in used) or 'none'}",
+        f"  Plugins:  {', '.join([*own, f'{len(used) - len(own)} bundled'])}",
         *(f"  Skipped:  {plugin.name} ({plugin.problem})" for plugin in sidecar.hooks.loaded if plugin.problem),
-        *([f"  Alone:    {ALONE}: {absent}"] if not used or type(sidecar.hooks) is Hooks else []),
-        f"  Token:    {own_command(settings)} token --type python-specialist",
+        *([f"  Alone:    {ALONE}: {absent}"] if len(own) == len(used) else []),
+        f"  Token:    {own_command(sidecar.settings)} token --type python-specialist",
         "  Stop:     Ctrl-C",
     ])  # fmt: skip
 

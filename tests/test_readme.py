@@ -110,6 +110,7 @@ VARIES = [
     (r"(?m)^ {0,5}\d+\.\d\d s(?=  )", "SECONDS"),
     (r"(?<=://127\.0\.0\.1:)(?!3001\b)\d+", "PORT"),
     (r'(\bpid|"pid":) \d+', r"\1 NUMBER"),
+    (r"\b\d+(?= bundled\n)", "NUMBER"),
     (r"(?<=\S) {2,}", "  "),  # columns are as wide as what is in them
 ]
 

@@ -912,8 +912,7 @@ def test_a_running_service_announces_itself_and_its_banner_gives_no_secret_away(
         PROJECT,
         str(service.root),
         str(service.storage),
-        "compression",
-        "house_rules",
+        " bundled\n",
         "token --type",
     ):
         assert shown in banner
@@ -1262,8 +1261,8 @@ def test_the_file_alone_serves_the_reference_and_runs_nothing_of_a_foreign_plugi
     agent = [sys.executable, str(ROOT / "tests/sample_agent.py")]
     service = make_service("--agent-command", json.dumps(agent), module=repository / "cco_sidecar.py")
     banner = until(lambda: service.log if "Stop:" in service.log else "")
-    assert "Plugins:  none" in banner
-    assert f"Alone:    {cco_sidecar.ALONE}: is plugins/ beside the file?\n" in banner and "no TLS, " in banner
+    assert "Plugins:  0 bundled\n" in banner
+    assert f"Alone:    {cco_sidecar.ALONE}: is plugins/ beside cco_sidecar.py? `pip" in banner and "no TLS, " in banner
     client = service.client()
     assert client.get("/health").json()["status"] == "healthy"
     spawned = client.post(
@@ -1318,22 +1317,35 @@ def test_no_long_pattern_is_compiled_before_it_is_needed(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "plugins", "told"),
-    [("Hooks", [], True), ("Hooks", ["ours"], True), ("SafeHooks", [], True), ("SafeHooks", ["ours"], False)],
+    ("kind", "own", "bundled"),
+    [
+        ("Hooks", [], 0),
+        ("Hooks", ["ours", "more"], 0),
+        ("SafeHooks", [], 0),
+        ("SafeHooks", [], 2),
+        ("SafeHooks", ["ours"], 2),
+    ],
 )
-def test_the_banner_says_what_is_missing_where_the_bundled_plugins_are_not_in_use(
-    kind: str, plugins: list[str], told: bool, tmp_path: Path
+def test_the_banner_names_the_plugins_of_ones_own_counts_the_bundled_ones_and_says_what_is_missing_without_those(
+    kind: str, own: list[str], bundled: int, tmp_path: Path
 ) -> None:
     hooks = (cco_sidecar.Hooks if kind == "Hooks" else plugin("_hooks").SafeHooks)([cco_sidecar.ReferenceRules()])
-    hooks.loaded += [hooks.loaded[0].__class__(name, "a file", []) for name in plugins]
+    made, folder = hooks.loaded[0].__class__, cco_sidecar.bundled_folder()
+    hooks.loaded += [made(f"bundled{number}", f"{folder}/http/{number}.py", []) for number in range(bundled)]
+    hooks.loaded += [made(name, f"{folder}-of-mine/{name}.py", []) for name in own]
+    hooks.loaded += [
+        made("off", f"{folder}/off.py", [], "it lacks redis"),
+        made("mine", "/mine.py", [], "it lacks wit"),
+    ]
     info = cco_sidecar.SidecarInfo(1, "http://127.0.0.1:1", "p", "/r", "1", "")
     sidecar: Any = SimpleNamespace(
         hooks=hooks, info=info, server_class=cco_sidecar.Server, storage=SimpleNamespace(place="/s"),
         settings=load_settings({"root": str(tmp_path)}, {}),
     )  # fmt: skip
     banner = cco_sidecar.banner(sidecar)
-    assert ("  Alone:    no TLS" in banner) is told
-    assert f"  Plugins:  {'ours' if plugins else 'none'}\n" in banner
+    assert ("  Alone:    no TLS" in banner) is (bundled == 0)
+    assert f"  Plugins:  {', '.join([*own, f'{bundled} bundled'])}\n" in banner and "bundled0" not in banner
+    assert "  Skipped:  off (it lacks redis)\n  Skipped:  mine (it lacks wit)\n" in banner
 
 
 @pytest.mark.parametrize(

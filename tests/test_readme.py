@@ -482,3 +482,16 @@ def test_nothing_else_was_written(reader: Reader) -> None:
     assert [path for path in files if not any(map(path.is_relative_to, others))] == []
     assert list((reader.home.parent / "tmp").iterdir()) == []
     assert git(reader.repository, "status", "--porcelain") == ""
+
+
+def test_the_last_line_of_the_tours_agent_is_its_own_also_where_no_result_is_stored(tmp_path: Path) -> None:
+    script = re.findall(r"(?s)cat > agent\.sh <<'EOF'\n(.*?)\nEOF\n", README)[0]
+    (tmp_path / "context.json").write_text('{"context": {"relevant_files": []}}')
+    (tmp_path / "header").write_text("Authorization: Bearer none")
+    names = {"CCO_CONTEXT_FILE": "context.json", "CCO_HEADER_FILE": "header", "SIDECAR_URL": "http://127.0.0.1:1"}
+    ended = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=clean_environment(**names), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=30,
+    )  # fmt: skip
+    lines = ended.stdout.splitlines()
+    assert (ended.returncode, lines[-1]) == (0, "I stored no result") and lines[-2].startswith("curl: "), ended.stdout

@@ -939,7 +939,7 @@ def instance_lock(folder: Path) -> Iterator[None]:
                 if path == folder and error.errno != errno.EWOULDBLOCK:
                     continue  # NFS locks none
                 who = ""
-                with contextlib.suppress(OSError, msgspec.DecodeError):  # it has not announced itself yet
+                with contextlib.suppress(OSError, UnicodeDecodeError, msgspec.DecodeError):  # not announced yet
                     info = msgspec.json.decode((folder / SidecarInfo.FILE).read_bytes(), type=SidecarInfo)
                     who = f" (pid {info.pid}, {info.url})"
                 problem = f"a sidecar already runs on this storage{who}; stop it first, or use another --storage"

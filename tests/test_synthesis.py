@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from agent_harness import COMMAND, folder_of, nothing_left, output, says, spawn, state
 from conftest import PROJECT, Client, Service, body_of, git, make_repository, plugin, serving, until
 
+import cco_sidecar
+
 __all__ = ["nothing_left"]
+
+_retention = plugin("agents/_retention")
 
 GIT = "git -c user.name=agent -c user.email=agent@example.com -c commit.gpgsign=false"
 
@@ -360,3 +367,45 @@ def test_folders_of_ended_agents_are_kept_by_age_and_size_and_those_of_living_on
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
     plugin("_retention").prune_folders(tmp_path, 1000 - oldest, limit)
     assert "".join(sorted(path.name for path in tmp_path.iterdir())) == left
+
+
+@pytest.mark.parametrize("fault", [PermissionError(13, "Permission denied"), TimeoutError(), OSError(5, "I/O error")])
+def test_a_disk_that_refuses_what_ended_agents_left_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: OSError
+) -> None:
+    looks: list[Any] = []
+
+    def refusing(*arguments: Any) -> None:
+        looks.append(arguments)
+        raise fault
+
+    async def some_looks() -> None:
+        pruning = asyncio.create_task(_retention.prune_for_ever(tmp_path, settings))
+        while len(looks) < 3:
+            await asyncio.sleep(0)
+        pruning.cancel()
+
+    settings: Any = SimpleNamespace(agent_retention=0, agent_retention_mb=1)
+    monkeypatch.setattr(_retention, "prune_folders", refusing)
+    cco_sidecar.log_once.cache_clear()
+    asyncio.run(some_looks())
+    (said,) = [record.getMessage() for record in caplog.records if "is not pruned" in record.getMessage()]
+    assert said.endswith(str(fault) or "TimeoutError")
+
+
+def test_a_folder_that_vanishes_while_it_is_looked_at_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / f"agent-{number}" for number in range(3)]
+    for folder in folders:
+        folder.mkdir()
+    exists = Path.exists
+
+    def vanishing(path: Path) -> bool:
+        if path.parent == folders[1]:
+            folders[1].rmdir()
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", vanishing)
+    _retention.prune_folders(tmp_path, time.time() + 60, 10**9)
+    assert list(tmp_path.iterdir()) == []

@@ -58,9 +58,10 @@ class Snapshots:
         """Make one where so many entries, or bytes of them, were applied since the newest."""
         if applied - self._last < self._every and weight - self._weight < self.BYTES:
             return
-        known, self._last, self._weight = self._last, self.newest() or 0, weight
+        known, self._last = self._last, self.newest() or 0
         if self._last == known or applied - self._last >= self._every:  # and no other sidecar was first
             self._make()
+        self._weight = weight
 
     def _make(self) -> None:
         with tempfile.TemporaryDirectory(dir=self._database.parent, prefix=self.PREFIX) as folder:

@@ -440,7 +440,9 @@ def command_agent_status(options: argparse.Namespace) -> int:
 
 
 def command_agent_logs(options: argparse.Namespace) -> int:
-    """Print an agent's output; with --follow until it ends, also across a restart of the service."""
+    """Print an agent's output; with --follow until it ends, also across a restart of the service, as JSON each part on
+    a line of its own.
+    """
     client = Client(options)
     path = f"/api/agents/{quote(whole_id(client, 'agents', options.id))}"
     wanted = {"timestamps": "true" if options.timestamps else None}
@@ -449,7 +451,10 @@ def command_agent_logs(options: argparse.Namespace) -> int:
         return show(options, logs)
     ended, text, questions = None, "\n", Questions(client, math.inf)
     while True:
-        sys.stdout.write(logs["text"])
+        if options.format != "json":
+            sys.stdout.write(logs["text"])
+        elif logs["text"]:
+            sys.stdout.write(json.dumps(logs) + "\n")
         sys.stdout.flush()
         text = logs["text"] or text
         if not options.follow or (ended and not logs["text"]):
@@ -720,7 +725,8 @@ COMMANDS = {
         AGENT_ARGUMENT, arg("--tail", type=number(0), metavar="LINES", help="only so many at the end"),
         arg("--since", metavar="OFFSET|TIME", help="only what it wrote after so many bytes, or since a time"),
         arg("--timestamps", action="store_true", help="each line after its time"),
-        arg("-f", "--follow", action="store_true", help="until it ends")]),
+        arg("-f", "--follow", action="store_true", help="until it ends")],
+        formats=("text", "table", "json")),
     "agent kill": Command("end an agent and everything that it started", command_agent_kill, [
         AGENT_ARGUMENT, arg("--force", action="store_true", help="at once, without grace"),
         arg("--timeout", type=number(0, 1_000_000, float), metavar="SECONDS", help="wait so long for its end")]),

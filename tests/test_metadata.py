@@ -458,6 +458,12 @@ OTHERS: dict[str, tuple[Contents, dict[str, str]]] = {
          "configurations { implementation.extendsFrom(libs.no) }\n", "gradle/libs.versions.toml": '[libraries]\nc = "g:c:3"\nno = "no:no:1"\n'},
         {"g:a": "1", "g:b": "2", "g:c": "3", "g:d": ""},
     ),
+    "several dependencies in one call of Gradle": (
+        {"build.gradle": "dependencies {\n  implementation 'g:a:1', 'g:b:2@jar',\n    project(':no'), \"g:c:$v\"\n  api platform('g:d:4'), libs.e, [group: 'g', name: 'f', version: '6']\n"
+         "  compileOnly([group: 'g', name: 'h', version: '8'], [group: 'g', name: 'i'])\n  runtimeOnly(files('no.jar'), 'g:j:10') { because('x', 'no:no:1') }\n}\n",
+         "gradle/libs.versions.toml": '[libraries]\ne = "g:e:5"\n'},
+        {"g:a": "1", "g:b": "2", "g:c": "", "g:d": "4", "g:e": "5", "g:f": "6", "g:h": "8", "g:i": "", "g:j": "10"},
+    ),
     "Composer": ({"composer.json": '{"require": {"php": ">=8", "ext-json": "*", "a/b": "^1"}, "require-dev": {"c/d": "2"}}'}, {"a/b": "^1", "c/d": "2"}),
 }  # fmt: skip
 
@@ -584,6 +590,11 @@ MODULES: dict[str, tuple[Contents, dict[str, str]]] = {
     ),
     "Go's workspace without a module in its root": (
         {"go.work": "use ./api\n", "api/go.mod": "module example.com/api\nrequire c.com/d v1.2.0\n"}, {"c.com/d": "v1.2.0"},
+    ),
+    "packages without a name, and what they need": (
+        {"package.json": '{"dependencies": {"None": "1", "null": "2"}}', "Cargo.toml": '[package]\nname = 5\n[dependencies]\nNone = "1"\n5 = "2"\n',
+         "pubspec.yaml": "dependencies:\n  None: 1.0.0\n"},
+        {"None": "1", "null": "2", "5": "2"},
     ),
     "pub's workspace": (
         {"pubspec.yaml": "name: top\nenvironment:\n  sdk: ^3.6.0\nworkspace:\n  - packages/core\n  - packages/ui # why\ndev_dependencies:\n  lints: any\n",
@@ -950,7 +961,8 @@ SLOW: Contents = {
     "setup.cfg": "[options]\ninstall_requires = " + ";" * N + "\nx = 1\na" + " " * N + "b\n",
     "setup.py": "python_requires=[],\n" * 50_000 + "x = (" + "{" * 90,
     "go.mod": "/*" * N,
-    "build.gradle": "/*" * N + "\n" * N,
+    "build.gradle": "api 'a:b'" + ", 'a:b'" * (N // 7) + "\napi 'a:b'" + " " * N + "\napi 'a:b'," + "(" * N + "\napi" + "[" * N + "a" * N
+    + "/*" * N + "\n" * N,
     "Gemfile": "=begin\n" * (N // 4) + "\n" * N,
     "pom.xml": "<project><properties><a>" + "${a}" * (N // 2) + "</a></properties><dependencies>"
     + POM.format("${a}${a}${a}", "a", "") * 1000 + "</dependencies></project>",

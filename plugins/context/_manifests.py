@@ -23,17 +23,20 @@ from cco_sidecar_plugins.context._parsing import File, ProjectFiles
 
 # -- Gradle
 
-CONFIGURATION = (
+DEPENDENCY = (  # by itself, by the parts of its name, by its name in a catalog; else what is none, as project(':x')
+    r"""(?:(?:enforcedP|p)latform\s*\(\s*)?"""
+    r"""(?:["']([\w.-]+:[\w.-]+)(?::([^"'@:]*))?(?:[^"'\n]{0,200}["'])?"""
+    r"""|group\s*[:=]\s*["']([\w.-]+)["']\s*,\s*name\s*[:=]\s*["']([\w.-]+)["']"""
+    r"""(?:\s*,\s*version\s*[:=]\s*["']([^"']*)["']?)?"""
+    r"""|(\w+)\.(\w[\w.]*)"""
+    r"""|\w+\([^()\n]{0,200}\))"""
+)
+CALL = late_pattern(
     r"(?m)(?:^|[{;])[ \t]*"
     r"\w*(?:[iI]mplementation|[aA]pi|[cC]ompileOnly|[rR]untimeOnly|[aA]nnotationProcessor|kapt|ksp)\b"
-    r"[\s(]*(?:(?:enforcedP|p)latform\s*\(\s*)?"
+    r"[\s(\[]*" + DEPENDENCY
 )
-GRADLE = late_pattern(
-    CONFIGURATION + r"""(?:["']([\w.-]+:[\w.-]+)(?::([^"'@:]*))?"""
-    r"""|group\s*[:=]\s*["']([\w.-]+)["']\s*,\s*name\s*[:=]\s*["']([\w.-]+)["']"""
-    r"""(?:\s*,\s*version\s*[:=]\s*["']([^"']*))?)"""
-)
-OF_CATALOG = late_pattern(CONFIGURATION + r"(\w+)\.(\w[\w.]*)")
+FURTHER = late_pattern(r"[\s()\]]*+,[\s(\[]*+" + DEPENDENCY)
 CATALOG = late_pattern(
     r"""(?:\bcreate\(\s{0,9}["'](\w{1,100})["']\s{0,9}\)|\b(\w{1,100}))\s{0,9}\{\s{0,99}from\s{0,9}\(?\s{0,9}"""
     r"""(?:\w{1,100}\.){0,2}files\(\s{0,9}["']([^"'\n]{1,200})["']"""
@@ -80,12 +83,24 @@ def gradle_file(file: File) -> tuple[Versions, list[tuple[str, str]]]:
     """(those that are written as ``"group:name:version"`` or ``group: …, name: …``, "" for a version in a variable;
     (catalog, name in it) of others).
     """
-    text = without_comments(file.text())
-    found: Versions = {}
-    for together, version, group, name, other in GRADLE.findall(text):
+    found, uses = Versions(), list[tuple[str, str]]()
+    for dependency in in_calls(without_comments(file.text())):
+        together, version, group, name, other, catalog, alias = (part or "" for part in dependency.groups())
         version = version or other
-        found.setdefault(together or f"{group}:{name}", "" if "$" in version else version)
-    return found, OF_CATALOG.findall(text)
+        if catalog:
+            uses.append((catalog, alias))
+        elif together or name:
+            found.setdefault(together or f"{group}:{name}", "" if "$" in version else version)
+    return found, uses
+
+
+def in_calls(text: str) -> Iterator[re.Match[str]]:
+    """Each DEPENDENCY, of a call that has several one after the other."""
+    for call in CALL.finditer(text):
+        found: re.Match[str] | None = call
+        while found:
+            yield found
+            found = FURTHER.match(text, found.end())
 
 
 def catalog_places(file: File) -> dict[str, str]:
@@ -140,6 +155,11 @@ def go_dependencies(file: File) -> Versions:
     read = [found for place in places if (found := file.files.parsed_once(place, go_mod))]
     own = {module for module, _ in read}
     return {name: version for name, version in merged(each for _, each in read).items() if name not in own}
+
+
+def go_workspace(file: File) -> Versions:
+    """The same where the root has no module, whose go.mod tells of the workspace too."""
+    return {} if file.files.parsed_once("go.mod", go_mod) else go_dependencies(file)
 
 
 def go_folders(file: File) -> list[str]:

@@ -21,6 +21,7 @@ from cco_sidecar import MB, ContextRequest, ProjectState, Sections, hookimpl
 from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.context._manifests import (
     go_dependencies,
+    go_workspace,
     gradle_dependencies,
     gradle_modules,
     pubspec_dependencies,
@@ -80,7 +81,7 @@ def read_dependencies(files: ProjectFiles) -> Versions:
         ("package.json", package_json_dependencies),
         ("Cargo.toml", cargo_dependencies),
         ("go.mod", go_dependencies),
-        ("go.work", go_dependencies),
+        ("go.work", go_workspace),
         ("pom.xml", maven_dependencies),
         ("build.gradle", gradle_dependencies),
         ("build.gradle.kts", gradle_dependencies),
@@ -413,7 +414,13 @@ def package_json_dependencies(file: File) -> Versions:
 
 def package_json(file: File) -> tuple[str, Versions]:
     data = file.table(file.json())
-    return str(data.get("name")), packages_of(file, data, *NPM)
+    return own_name(data), packages_of(file, data, *NPM)
+
+
+def own_name(table: dict[str, Any]) -> str:
+    """What a package calls itself, "" where it has no name."""
+    name = table.get("name")
+    return name if isinstance(name, str) else ""
 
 
 NPM = ("optionalDependencies", "dependencies", "devDependencies", "peerDependencies")  # the first overrides
@@ -453,7 +460,7 @@ def crate(file: File, shared: dict[str, Any]) -> tuple[str, Versions]:
     places = [data, *(file.table(data, "target", target) for target in file.table(data, "target"))]
     kinds = ("dependencies", "dev-dependencies", "dev_dependencies", "build-dependencies", "build_dependencies")
     found = merged(crates(file.table(place, kind), shared) for kind in kinds for place in places)
-    return str(file.table(data, "package").get("name")), found
+    return own_name(file.table(data, "package")), found
 
 
 def crates(table: dict[str, Any], shared: dict[str, Any]) -> Versions:

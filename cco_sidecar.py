@@ -1341,7 +1341,7 @@ class Endpoint(Handler):
             return ApiError(self.failure)
         reason = "no answer in time"
         if isinstance(error, StorageError):
-            reason = f"the storage cannot be used ({storage_fault(error)})"
+            reason = f"the storage cannot be used ({getattr(error, 'sqlite_errorname', error)})"
         log.error("%s %s: %s: %s", self.request_id, type(self).__name__, reason, one_line(error))
         wait = getattr(error, "retry_after", None)
         message = f"{ERRORS[self.failure][2]}: {reason}"
@@ -1842,19 +1842,19 @@ PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larg
 class Storage:
     """Everything that outlives the service: events and positions, results, agents, revoked tokens.
 
-    This class and ``Records`` are the whole interface, and no other part speaks SQL; a plugin may put another storage
-    in their place (``part_class``). What the other parts rely on:
+    No other part speaks SQL, and a plugin may put another storage in the place of this class and ``Records``
+    (``part_class``). What the other parts rely on:
 
     - A job is all or nothing, and durable once ``write`` has answered. It changes the storage by methods of Records,
-      whose arguments are plain data. It may run twice before it is committed, so its other effects must bear that.
-      Where it decides on what was read before, it looks again.
+      whose arguments are plain data. It may run twice before it is committed: so may its other effects, and it looks
+      again at what it decides on.
     - Events get rising sequence numbers in the order of commits, none of them twice.
-    - Each event that was committed, by this service or another one on the same log, is told to ``observer``, with its
-      number, on the loop, in this order, before any writer of its batch is answered.
-    - ``read`` answers at once and on the loop, and knows all that was told: a poll that finds nothing and then parks,
+    - Each committed event, also one of another service on the same log, is told to ``observer`` with its number, on the
+      loop, in this order, before any writer of its batch is answered.
+    - ``read`` answers at once, on the loop, and knows all that was told: a poll that finds nothing and then parks,
       without an await in between, misses no event.
     - What was written behind is durable once something that was written after it is.
-    - ``epoch`` is the log's own: a cursor of another log is told from it.
+    - ``epoch`` tells cursors of this log from those of another.
     - StorageError is raised for every fault. One that passes has ``retry_after`` (seconds), and leaves open whether the
       job was committed.
     """
@@ -1864,13 +1864,12 @@ class Storage:
     SWEEP_SECONDS = 2.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
-    PROBE_BYTES = 256 * 1024  # a small result takes 100 kB of log
     SLOW = "no answer within 2 s"  # what /health says of a write that takes longer
 
     read: Records  # for the loop alone
     epoch: str
     head: int  # the newest event that was told
-    floor: int  # retention, which a plugin has, has removed events up to here
+    floor: int  # a plugin's retention has removed events up to here
 
     def __init__(self, settings: Settings, records: type[Records]) -> None:
         self.path, self._settings, self._records = settings.storage / self.FILE, settings, records
@@ -1894,15 +1893,15 @@ class Storage:
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
     def write(self, job: Job, *, answers: bool = False) -> asyncio.Future[Any]:
-        """The result of ``job``, once its transaction is on disk. On the loop; jobs run in the order of the calls.
-        ``answers`` says that it is the answer to the request at hand, which plugins may want to keep.
+        """The result of ``job``, once its transaction is on disk; jobs run in the order of the calls. ``answers`` says
+        that it is the answer to the request at hand, which plugins may want to keep.
 
         Raises what the job raised, or StorageError. Cancelling the wait does not undo the write.
         """
         return self._put(job)
 
     def write_behind(self, job: Job) -> asyncio.Future[Any]:
-        """Write what can be found again after a crash, before what is written next; a failure is logged."""
+        """Write what can be found again after a crash; a failure is logged."""
 
         def written(future: asyncio.Future[Any]) -> None:
             if not future.cancelled() and (error := future.exception()):
@@ -1919,22 +1918,21 @@ class Storage:
         return future
 
     async def probe(self) -> None:
-        """Do what storing a small result needs, and leave nothing. Raises StorageError."""
-        row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": ""}
+        """Do what storing a result needs, and leave nothing. Raises StorageError."""
+        row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b"{}"}
 
         def job(records: Records) -> None:
-            self.files.write([row | {"body": bytes(self.PROBE_BYTES)}], beyond=self.path.with_name(f"{self.FILE}-wal"))
+            records.set_meta("probe", str(time.time()))
+            self.files.write([row])
             self.files.drop()
 
-        await self.write(lambda records: records.set_meta("probe", str(time.time())))
-        await self.write(job)  # after the commit, which may have filled the disk: it copies the log at times
+        await self.write(job)
 
     def announce(self, info: SidecarInfo) -> None:
         """Write sidecar.json, by which clients find the service. Raises OSError."""
         write_file(self.path.with_name(SidecarInfo.FILE), msgspec.json.format(msgspec.json.encode(info)) + b"\n")
 
     async def statistics(self) -> dict[str, Any]:
-        """How large the database is, for ``/status``."""
         size = self.read.one("select page_count * page_size from pragma_page_count, pragma_page_size")
         return {"total_size_mb": round(size / MB, 3)}
 
@@ -2013,13 +2011,8 @@ class Storage:
         return len(expired) == self.SWEEP_ROWS
 
 
-def storage_fault(error: StorageError) -> str:
-    """SQLite's name for what is wrong, or what was found; without a path of the machine."""
-    return str(getattr(error, "sqlite_errorname", error))
-
-
-# -- methods of Records that do one statement, whose values are their arguments: they give the first column of the first
-# row, or ``otherwise``; all rows; how many rows were changed
+# -- methods of Records that do one statement with their arguments: they give its first value, or ``otherwise``; its
+# rows; how many rows it changed
 
 
 def select_value(sql: str, otherwise: T) -> Callable[..., T]:
@@ -2042,9 +2035,7 @@ SPAWNED = "from agent where project = ?"
 
 
 class Records:
-    """All that is kept: small facts by name, events and readers' positions, results, agents, revoked subjects. Over one
-    connection: the writer thread's, or the loop's for reading. Raises StorageError.
-    """
+    """What is kept, over one connection: the writer thread's, or the loop's for reading. Raises StorageError."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db, self.close, self.rollback = connection, connection.close, connection.rollback
@@ -2149,10 +2140,9 @@ class Records:
     issue_facts = select_rows(  # the newest first, from an index alone
         f"select agent_type, category, status, proposed {MINE} order by seq desc limit ?"
     )
-    # a + before a column keeps SQLite from going by that column's index, in which far more rows match
     latest_result = select_rows(  # of the same agent type on the same issue as a result
-        "select latest.* from result join result as latest using (project, issue)"
-        " where +latest.agent_type = result.agent_type and result.id = ? order by latest.seq desc limit 1"
+        "select * from result where (project, issue, agent_type) ="
+        " (select project, issue, agent_type from result where id = ?) order by seq desc limit 1"
     )
 
     def issue_outputs(self, project: str, issue: str, limit: int) -> list[str]:
@@ -2217,7 +2207,7 @@ Write = tuple[Job, "asyncio.Future[Any]"]
 
 
 def agent_row(row: Row) -> dict[str, Any]:
-    """The row as a dict, its JSON columns decoded and its outcome's facts beside the others."""
+    """The row as a dict, JSON decoded, with its outcome's facts."""
     empty = {"permissions": "[]", "seen": "[]", "last_call": "null"}
     decoded = {name: json.loads(row[name] or default) for name, default in empty.items()}
     return dict(row) | decoded | {"reason": None} | json.loads(row["outcome"] or "{}")
@@ -2306,16 +2296,18 @@ def open_database(path: Path) -> sqlite3.Connection:
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Looks whose the database is before it sets the log, which changes the file. Raises as ``open_database``."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
-    questions = ("pragma user_version", "pragma application_id", "select count(*) from sqlite_master")
-    version, owner, tables = (database.execute(question).fetchone()[0] for question in questions)
+    pragmas = "pragma_user_version, pragma_application_id"
+    facts = f"select user_version, application_id, (select count(*) from sqlite_master) from {pragmas}"
+    version, owner, tables = database.execute(facts).fetchone()
     if version > SCHEMA_VERSION or (owner != APPLICATION_ID and any((version, owner, tables))):
         raise sqlite3.DatabaseError("a newer version of this program made it, or another program")
     database.row_factory = sqlite3.Row
     database.create_function("now", 0, time.time)
-    for fact in ("journal_mode = wal", f"journal_size_limit = {LOG_BYTES}", f"query_only = {read_only}"):
-        database.execute(f"pragma {fact}")
-    database.execute("pragma synchronous = full")  # a 2xx is on disk
-    database.execute("pragma temp_store = memory")  # else parts of results come to lie in /var/tmp
+    database.executescript(
+        f"pragma journal_mode = wal; pragma journal_size_limit = {LOG_BYTES}; pragma query_only = {read_only};"
+        "pragma synchronous = full;"  # a 2xx is on disk
+        "pragma temp_store = memory;"  # else parts of results come to lie in /var/tmp
+    )
     return database
 
 
@@ -2423,10 +2415,8 @@ class ResultFiles:
     def path(self, row: dict[str, Any] | Row) -> str:
         return f"{self._folder}/{row['project']}/{row['issue']}/{row['agent_type']}.json"
 
-    def write(self, rows: list[dict[str, Any]], *, beyond: Path | None = None) -> None:
-        """Write records that are not committed yet, and make the folders of their paths. Raises StorageError, also
-        where the file ``beyond`` could not grow by a record (a process may have a limit for the size of files).
-        """
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Write records that are not committed yet, and make the folders of their paths. Raises StorageError."""
         try:
             latest = {self.path(row): row for row in rows}
             issues = {os.path.dirname(path) for path in latest}
@@ -2443,8 +2433,6 @@ class ResultFiles:
                 self._written[path] = new = f"{self._new}/{row['id']}"
                 unwritten, file = row["body"], os.open(new, self.FLAGS, 0o600)  # through no link, to no FIFO
                 try:
-                    if beyond:
-                        os.truncate(file, beyond.stat().st_size + len(unwritten))
                     while unwritten:  # a file object would cost more than all else here
                         unwritten = unwritten[os.write(file, unwritten) :]
                 finally:

@@ -495,6 +495,7 @@ def test_a_full_disk_is_told_and_recovered_from(make_service: Callable[..., Serv
     assert client.get("/status").json()["storage"]["results_stored"] == 0
 
 
+@pytest.mark.needs_plugin("storage/guard tries whether files can grow by a whole result")
 @pytest.mark.parametrize("room", [6_000, 20_000, 40_000])
 def test_a_service_whose_files_can_grow_by_less_than_a_result_takes_is_unhealthy(
     make_service: Callable[..., Service], room: int

@@ -55,7 +55,6 @@ from cco_sidecar import (
     iso,
     new_event,
     redaction,
-    storage_fault,
 )
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.http._finished import FinishedRequest, take_down
@@ -375,7 +374,8 @@ class Approvals:
                 facts: dict[str, Any] = {"remote": None, "path": path, "status": 200, "acted_on": said}
                 take_down(self._settings, FinishedRequest(moment=time.time(), request_id=request_id, **facts))
         except StorageError as error:  # its time is over all the same, as every reader sees
-            log.error("approval %s: its end cannot be stored: %s", asked.approval.approval_id, storage_fault(error))
+            what = getattr(error, "sqlite_errorname", error)
+            log.error("approval %s: its end cannot be stored: %s", asked.approval.approval_id, what)
 
     # -- reading
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import shutil
 import time
 import typing
@@ -159,6 +160,7 @@ class LimitedStorage(GatheringStorage):
     COPIES = 5  # of a body: a result and what later agents see of it in the database, both in its log, and a file
     LOOK_SECONDS = 0.25  # between two looks at the database and the disk, while there is room
     POSITION_SECONDS = 30 * 86_400.0  # a reader's position that nobody touched for so long is forgotten
+    PROBE_BYTES = 256 * 1024  # a small result takes 100 kB of log
 
     def __init__(self, settings: PluginSettings, records: type[Records]) -> None:
         super().__init__(settings, records)
@@ -192,6 +194,22 @@ class LimitedStorage(GatheringStorage):
         if self._measured > 0 and not await self._has(self.COPIES * SMALL):
             raise StorageError(self._why_full())
         await super().probe()
+        await self.write(
+            self._try_growth
+        )  # after the commit, which may have filled the disk: it copies the log at times
+
+    def _try_growth(self, records: Records) -> None:
+        """A job: whether a file takes what a small result takes, and one as long as the log can grow by it (a process
+        may have a limit for the size of files). Raises StorageError.
+        """
+        row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": ""}
+        self.files.write([row | {"body": bytes(self.PROBE_BYTES)}])
+        try:
+            log_bytes = self.path.with_name(f"{self.FILE}-wal").stat().st_size
+            os.truncate(self.path.with_name("results") / self.files.NEW / row["id"], log_bytes + self.PROBE_BYTES)
+        except OSError as error:
+            raise StorageError(f"the folder results: {error.strerror}") from None
+        self.files.drop()
 
     async def _has(self, needed: int) -> bool:
         """Whether there are so many bytes, after what may go has been removed."""

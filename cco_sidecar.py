@@ -4065,7 +4065,7 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
 
 
 def project_type(root: Path, names: Sequence[str]) -> str:
-    """By manifest, else the language of most files, else "unknown". Blocks."""
+    """By the first manifest that is there, else the language of most files, else "unknown". Blocks."""
     for manifest, language in TYPE_BY_MANIFEST.items():
         if (root / manifest).is_file():
             return language
@@ -4078,7 +4078,7 @@ def main_language(names: tuple[str, ...]) -> str:
     return counted.most_common(1)[0][0] if counted else "unknown"
 
 
-TYPE_BY_MANIFEST = {  # the first that is there says what the project is
+TYPE_BY_MANIFEST = {
     "pyproject.toml": "python", "setup.py": "python", "setup.cfg": "python", "requirements.txt": "python",
     "Cargo.toml": "rust", "go.mod": "go", "pom.xml": "java", "build.gradle": "java", "build.gradle.kts": "kotlin",
     "Gemfile": "ruby", "composer.json": "php", "mix.exs": "elixir", "pubspec.yaml": "dart", "Package.swift": "swift",
@@ -4091,7 +4091,7 @@ TYPE_BY_MANIFEST = {  # the first that is there says what the project is
 
 @functools.lru_cache(100_000)
 def language_of(path: str) -> str:
-    name = re.sub(r"\.(erb|eex|heex|tmpl|j2)$", "", path.rpartition("/")[2].lower())  # show.html.erb is HTML
+    name = re.sub(r"\.(erb|eex|heex|tmpl|tpl|j2|in)$", "", path.rpartition("/")[2].lower())  # show.html.erb is HTML
     return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
 
 
@@ -4108,21 +4108,19 @@ def kind_of(path: str) -> str:
     return "docs" if path.startswith(("doc/", "docs/")) else "source"
 
 
-LANGUAGES = {
-    name: language
-    for language, names in {
-        "javascript": ".js .jsx .mjs .cjs", "rust": ".rs", "python": ".py .pyi .pyx", "go": ".go", "java": ".java",
-        "typescript": ".ts .tsx .mts .cts", "kotlin": ".kt .kts", "scala": ".scala", "csharp": ".cs", "swift": ".swift",
-        "cpp": ".cc .cpp .cxx .hpp .hh .hxx", "php": ".php", "c": ".c .h", "ruby": ".rb .rake", "elixir": ".ex .exs",
-        "erlang": ".erl .hrl", "perl": ".pl .pm", "clojure": ".clj .cljs", "haskell": ".hs", "nim": ".nim", "r": ".r",
-        "lua": ".lua", "julia": ".jl", "powershell": ".ps1", "shell": ".sh .bash .zsh", "dart": ".dart", "sql": ".sql",
-        "html": ".html .htm .cshtml .razor .haml .jsp", "zig": ".zig", "text": ".txt", "css": ".css .scss .sass .less",
-        "graphql": ".graphql .gql", "vue": ".vue", "svelte": ".svelte", "rst": ".rst", "markdown": ".md .mdx .markdown",
-        "protobuf": ".proto", "xml": ".xml", "json": ".json", "toml": ".toml", "yaml": ".yml .yaml", "ini": ".ini .cfg",
-        "makefile": "makefile", "dockerfile": "dockerfile", "terraform": ".tf", "fsharp": ".fs", "asciidoc": ".adoc",
-    }.items()
-    for name in names.split()
-}  # fmt: skip
+# The first word, an ending or not, names the language.
+ENDINGS = """\
+javascript .js .jsx .mjs .cjs; rust .rs; python .py .pyi .pyx; .go; .java; typescript .ts .tsx .mts .cts
+kotlin .kt .kts; csharp .cs; .swift; .cpp .cc .cxx .hpp .hh .hxx .inl .cu; .php; .c .h; ruby .rb .rake
+elixir .ex .exs; .scala; .nim; erlang .erl .hrl; perl .pl .pm .t; clojure .clj .cljs .cljc; haskell .hs; .lua
+julia .jl; .dart; .sql; .r .rmd; .zig; powershell .ps1 .psm1 .psd1; shell .sh .bash .zsh .fish .bats
+.html .htm .cshtml .razor .haml .jsp .hbs; cobol .cob .cbl .cpy; fortran .f .f90 .f95 .fypp; ada .adb .ads
+pascal .pas; assembly .asm .s; .elm; .d; objectivec .m .mm; verilog .v .sv; .vhdl .vhd; ocaml .ml .mli
+lisp .el .lisp .scm .rkt; crystal .cr; .groovy; .tcl; fsharp .fs; solidity .sol; gdscript .gd
+.glsl .vert .frag .gdshader; .nix; starlark .bzl; .astro; latex .tex; .vue; .svelte; .rst; .markdown .md .mdx
+asciidoc .adoc .asciidoc; text .txt; .css .scss .sass .less; .graphql .gql; protobuf .proto; .toml; .json; .yaml .yml
+.xml .xaml; .ini .cfg .conf .properties; makefile; dockerfile; terraform .tf"""
+LANGUAGES = {word: one.split()[0].lstrip(".") for one in re.split("[;\n]", ENDINGS) for word in one.split()}
 PROSE = frozenset({"markdown", "rst", "asciidoc", "text"})
 DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
 MAY_HOLD_SECRETS = DATA | {"unknown", "shell", "powershell"}

@@ -1422,6 +1422,8 @@ def test_redactions_are_said_and_counted(make_service: MakeService, repository: 
         ("node_modules/left/index.js", "other"), ("third_party/zlib/inflate.c", "other"), ("src/vendor.py", "source"),
         ("go.mod", "config"), ("CMakeLists.txt", "config"), ("x.gemspec", "config"), ("Dockerfile.dev", "config"),
         ("app/views/show.html.erb", "source"), ("lib/web/show.html.heex", "source"), ("config/database.yml.erb", "config"), ("guide.adoc", "docs"),
+        ("src/payroll.cob", "source"), ("test/test_solver.f90", "test"), ("contracts/token/Token.sol", "source"), ("MODULE.bazel", "config"),
+        ("dune-project", "config"), ("chart/templates/_helpers.tpl", "source"),
     ],
 )  # fmt: skip
 def test_the_kind_of_a_file(path: str, kind: str) -> None:
@@ -1432,6 +1434,7 @@ def test_the_kind_of_a_file(path: str, kind: str) -> None:
 ALONE_KINDS = {  # where the module's own rules are too plain
     "README": "other", "LICENSE": "other", "requirements.txt": "docs", "requirements-dev.txt": "docs",
     "src/UserTest.java": "source", "go.mod": "other", "CMakeLists.txt": "docs", "x.gemspec": "other", "Dockerfile.dev": "other",
+    "MODULE.bazel": "other", "dune-project": "other", "chart/templates/_helpers.tpl": "other",
 }  # fmt: skip
 
 
@@ -1444,6 +1447,9 @@ ALONE_KINDS = {  # where the module's own rules are too plain
         ("show.html.erb", "html"), ("show.html.heex", "html"), ("a.js.erb", "javascript"), ("database.yml.erb", "yaml"), ("a.txt.eex", "text"),
         ("values.yaml.tmpl", "yaml"), ("Dockerfile.j2", "dockerfile"), ("motd.erb", "unknown"), (".env.erb", "unknown"), ("erb", "unknown"),
         ("Index.cshtml", "html"), ("Page.razor", "html"), ("show.haml", "html"), ("a.mdx", "markdown"), ("guide.adoc", "asciidoc"), ("a.fs", "fsharp"),
+        ("PAYROLL.CBL", "cobol"), ("condition.tpl.cob", "cobol"), ("solver.fypp", "fortran"), ("lexer.mli", "ocaml"), ("Token.sol", "solidity"),
+        ("flake.nix", "nix"), ("parser.adb", "ada"), ("player.gd", "gdscript"), ("AppDelegate.mm", "objectivec"), ("rules.bzl", "starlark"),
+        ("thesis.tex", "latex"), ("Setup.psm1", "powershell"), ("config.h.in", "c"), ("application.properties", "ini"), ("guide.asciidoc", "asciidoc"),
     ],
 )  # fmt: skip
 def test_the_language_of_a_file(path: str, language: str) -> None:

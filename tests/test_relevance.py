@@ -206,6 +206,8 @@ def test_stems_are_those_of_the_index() -> None:
         ("app/i18n/plural.ts", "source", True), ("src/locale/en.py", "aux", True), ("go.mod", "config", True), ("a/CMakeLists.txt", "config", True),
         ("Makefile.cross", "config", True), ("lib/x.gemspec", "config", True), ("app/build.gradle.kts", "config", True), ("go.sum", "other", False),
         ("src/makefile_reader.py", "source", True), ("src/makefile.py", "source", True), ("lab/plot.ipynb", "source", True), ("tests/plot.ipynb", "test", True), ("tests/CMakeLists.txt", "other", True), ("vendor/x/go.mod", "other", False),
+        ("src/payroll.cob", "source", True), ("src/lexer.ml", "source", True), ("contracts/token/Token.sol", "source", True), ("t/001_base.t", "test", True),
+        ("chart/templates/_helpers.tpl", "source", True), ("Directory.Packages.props", "config", True), ("dune", "config", True),
     ],
 )  # fmt: skip
 def test_a_path_says_what_a_file_is(path: str, kind: str, indexed: bool) -> None:
@@ -223,6 +225,9 @@ def test_a_path_says_what_a_file_is(path: str, kind: str, indexed: bool) -> None
         ("c", "static int parse_line(char *text)\n{\n#define LIMIT 3\nstruct node {\n", {"parse_line", "LIMIT", "node"}),
         ("ruby", "module Shop\n  def self.total(x)\n  attr_reader :name\n", {"Shop", "total", "name"}),
         ("lua", "local function greet()\n", {"greet"}), ("markdown", "def x\n", set()),
+        ("cobol", "       PROGRAM-ID. Pay-Roll.\n", {"Pay-Roll"}), ("fortran", "  PURE SUBROUTINE solve(x)\nmodule linalg\n", {"solve", "linalg"}),
+        ("ocaml", "let rec walk x =\n  let y = x in\nand back = 3\n", {"walk", "back"}), ("solidity", "abstract contract Token {\n    function send(", {"Token", "send"}),
+        ("ada", "   overriding procedure Publish (X : Y);\npackage body Alire.Roots is\n", {"Publish", "Alire.Roots"}), ("lisp", "(defun magit-log (x)", {"magit-log"}),
     ],
 )  # fmt: skip
 def test_definitions_are_found(language: str, text: str, names: set[str]) -> None:

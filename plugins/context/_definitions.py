@@ -47,6 +47,13 @@ DEFINITIONS = {  # by family, of lines; compiled when they are needed
         r"^[ \t]*(?:local[ \t]+)?(?:defp?|defmodule|defmacro|function|sub|package"
         r"|fn|func|class|module|proc|message|service)[ \t]+([\w.:]+)",
     ],
+    "other": [  # in small letters and in capitals
+        r"(?i)^[ \t]*(?:(?:pure|elemental|recursive|abstract|local|pub|overriding|static|virtual|automatic)[ \t]+)*+"
+        r"(?:def|function|subroutine|program|module|procedure|package(?:[ \t]+body)?|task|entity|contract|library"
+        r"|interface|event|modifier|struct|class_name|class|func|signal|proc|macro|port|@implementation|@protocol"
+        r"|(?:program|function)-id\.)[ \t]+[\"']?(\w+(?:[.:-]\w+)*)",
+        r"^(?:let(?:[ \t]+rec)?|and|val|type|external|exception|\(def\w+)[ \t]+(?:alias[ \t]+)?(\w[\w'-]*)",
+    ],
 }  # fmt: skip
 IMPORTS = {  # by family, of lines; compiled when they are needed
     "python": [r"^[ \t]*from[ \t]+([.\w]+)[ \t]+import[ \t]+\(?([\w, \t]*)", r"^[ \t]*import[ \t]+([\w.]+)()"],
@@ -64,6 +71,11 @@ FAMILIES = {
     **dict.fromkeys(("java", "kotlin", "scala", "csharp", "swift", "php", "dart"), "classes"),
     **dict.fromkeys(
         "perl elixir erlang haskell clojure lua r julia shell powershell sql zig nim protobuf graphql".split(), "any"
+    ),
+    **dict.fromkeys(
+        """ada assembly cobol crystal d elm fortran gdscript groovy lisp objectivec ocaml pascal solidity starlark tcl
+        verilog vhdl""".split(),
+        "other",
     ),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ def kind_of(path: str) -> str:
         return "other"
     if is_build_file(name):
         return "config"
-    if name.endswith(".ipynb"):
+    if name.endswith((".ipynb", ".tpl")):
         return "source"
     if language == "unknown":
         return "docs" if name in ("readme", "license", "changelog", "authors") else "other"
@@ -41,8 +41,9 @@ TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata f
 TEST_STEM = late_pattern(r"^(test_|tests?$|conftest$)|(_tests?|_spec|\.test|\.spec|-tests?)$")
 BUILD_NAME = late_pattern(  # how a project is built and run, and what it needs, in a language of its own
     r"^(docker|container|make|rake|gem|pip|proc|vagrant|jenkins|caddy|pod|brew|just)file([.-].+)?$|^go\.(mod|work)$"
-    r"|^cmakelists\.txt$|^meson\.build$|^configure\.ac$|^(build|workspace)\.bazel$"
-    r"|\.(dockerfile|mk|cmake|gemspec|podspec|rockspec|gradle|gradle\.kts|sbt|cabal|csproj|hcl|tfvars)$",
+    r"|^cmakelists\.txt$|^meson\.build$|^configure\.ac$|^(build|workspace)$|^dune(-project)?$"
+    r"|\.(bazel|dockerfile|mk|cmake|gemspec|podspec|rockspec|gradle|gradle\.kts|sbt|cabal|csproj|props|targets|nimble|opam"
+    r"|gpr|hcl|tfvars)$",
     re.IGNORECASE,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 WEB = ("javascript", "typescript", "vue", "svelte")
 SPOKEN_BY = {  # the first word of an agent's type -> the languages that it writes; agents not named here write any
     **{name: (name,) for name in "python rust go ruby php perl elixir erlang haskell clojure lua r julia dart".split()},
+    **{name: (name,) for name in "ada cobol crystal elm fortran lisp nim nix ocaml pascal solidity vhdl zig".split()},
     **dict.fromkeys(("javascript", "typescript", "nodejs"), WEB),
     **dict.fromkeys(("react", "vue", "angular", "svelte", "nextjs", "frontend"), (*WEB, "html", "css")),
     **dict.fromkeys(("django", "flask"), ("python", "html")), "fastapi": ("python",), "rails": ("ruby", "html"),
@@ -13,6 +14,7 @@ SPOKEN_BY = {  # the first word of an agent's type -> the languages that it writ
     "java": ("java", "kotlin"), "spring": ("java", "kotlin"), "kotlin": ("kotlin", "java"), "scala": ("scala", "java"),
     "csharp": ("csharp", "html"), "dotnet": ("csharp", "fsharp", "html"), "fsharp": ("fsharp",),
     "c": ("c", "cpp"), "cpp": ("cpp", "c"), "swift": ("swift", "c"),
+    "objective": ("objectivec", "c", "cpp"),
     "shell": ("shell",), "powershell": ("powershell",), "sql": ("sql",), "html": ("html", "css"),
     "terraform": ("terraform",),
 }  # fmt: skip

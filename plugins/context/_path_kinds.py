@@ -10,10 +10,10 @@ from cco_sidecar_plugins.context._kinds import is_build_file
 from cco_sidecar_plugins.context._withheld import is_secret
 
 MARKUP = frozenset("html css sql protobuf graphql terraform shell powershell".split())
-OWN_LANGUAGE = (".y", ".yy", ".g4", ".peg", ".pest", ".ipynb")  # source in a language of its own
+OWN_LANGUAGE = (".y", ".yy", ".g4", ".peg", ".pest", ".ipynb", ".tpl")  # source in a language of its own
 TEST_FOLDERS = frozenset(
     "test tests testing __tests__ spec specs e2e testdata test-data test_data testsuite fixtures __snapshots__ mocks"
-    " __mocks__ playground".split()
+    " __mocks__ playground t xt".split()
 )
 AUX_FOLDERS = frozenset(
     """doc docs documentation website site example examples demo demos sample samples bench benches benchmark

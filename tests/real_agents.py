@@ -90,6 +90,9 @@ def make_home(home: Path, url: str) -> Path:
     provider = {"npm": "@ai-sdk/openai-compatible", "options": {"baseURL": f"{url}/v1", "apiKey": "made-up"}}
     models = {"model": "mock/mock-model", "provider": {"mock": provider | {"models": {"mock-model": {}}}}}
     codex = f'name = "mock"\nbase_url = "{url}/v1"\nenv_key = "MOCK_KEY"\nwire_api = "responses"\n'
+    # Its sandbox puts an empty .git into each folder that it lets be written to while a command runs: folders of other
+    # tests would lie in a repository.
+    codex += "[sandbox_workspace_write]\nexclude_slash_tmp = true\nexclude_tmpdir_env_var = true\n"
     told = {"provider": "openai-compatible", "apiKey": "made-up", "model": "mock-model", "baseUrl": f"{url}/v1"}
     chosen = {"settings": told, "updatedAt": "2026-01-31T12:00:00.000Z", "tokenSource": "manual"}
     cline = {"version": 1, "lastUsedProvider": told["provider"], "providers": {told["provider"]: chosen}}

@@ -422,7 +422,8 @@ def test_one_keeper_serves_all_agents_and_holds_nothing_of_ours(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
 def test_a_keeper_keeps_nothing_of_agents_that_have_ended(service: Service, architect: Client, issue: str) -> None:
-    spawn(architect, "hang", issue)
+    agent_id = spawn(architect, "hang", issue)["agent_id"]
+    says(architect, agent_id, "hanging")  # the file for its output is opened after the answer
     (process,) = keepers(service)
     before = process.num_fds()
     for _ in range(5):

@@ -1579,7 +1579,7 @@ class ClearCache(Endpoint):
 
     async def respond(self, issue_id: str) -> dict[str, Any]:
         self.sidecar.tokens.check_issue(self.claims, issue_id)
-        entries, size = self.sidecar.contexts.clear(issue_id)
+        entries, size = self.sidecar.contexts.clear(lambda key: key.issue_id == issue_id)
         if not entries:
             raise ApiError("REQ_002", f"No cached context for issue {issue_id}")
         return {"cleared": True, "entries_removed": entries, "bytes_freed": size, "timestamp": iso()}
@@ -2859,8 +2859,6 @@ class Contexts:
     the ETag; a cached context is given where it has this one.
     """
 
-    OUTPUTS = 200  # of an issue's results, the newest, that a context carries
-
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
         self._pool = Pool("contexts", 8, 120)
@@ -2883,8 +2881,8 @@ class Contexts:
     async def get(
         self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", sub: str = ""
     ) -> tuple[bytes, str]:
-        """The context of an issue for an agent type as JSON, and its ETag; no content where ``known``, an
-        If-None-Match, names it; ``sub`` asks. Raises AGT_002 and REQ_002 (404), CTX_001, CTX_002.
+        """The context as JSON, and its ETag; no content where ``known``, an If-None-Match, names it; ``sub`` asks.
+        Raises AGT_002 and REQ_002 (404), CTX_001, CTX_002.
         """
         category = await self._agent_types.find(agent_type, status=404)
         try:
@@ -2920,36 +2918,31 @@ class Contexts:
     def kept(self, key: ContextKey, state: ProjectState, etag: str) -> bytes:
         """The cached context with this ETag, b"" where there is none."""
         before, content = self._cache.get(key, ("", b""))
-        if before == etag:
-            self._cache.move_to_end(key)
-        return content if before == etag else b""
+        if before != etag:
+            return b""
+        self._cache.move_to_end(key)
+        return content
 
     async def made(self, key: ContextKey, state: ProjectState, etag: str) -> BuiltContext:
-        """The context as ``answer`` gives it, and its ETag. Raises CTX_001, CTX_002."""
+        """A new context. Raises CTX_001, CTX_002."""
         self._misses += 1
-        rows = self._storage.read.issue_outputs(self._settings.project, key.issue_id, self.OUTPUTS)
+        rows = self._storage.read.issue_outputs(self._settings.project, key.issue_id, 200)
         built = await self._pool.run(self._build, key, rows, state, etag)
-        self._keep(key, etag, built)
-        return built
-
-    def _keep(self, key: ContextKey, etag: str, built: BuiltContext) -> None:
-        """Keep a context that was made, unless its ETag is now another."""
         if built[2] == etag:
             self._drop(key)
             self._cache[key] = etag, built[1]
             self._bytes += len(built[1])
         while self._bytes > self._settings.cache_size_mb * MB:
             self._drop(next(iter(self._cache)))
+        return built
 
     def _build(self, key: ContextKey, rows: list[bytes], state: ProjectState, etag: str) -> BuiltContext:
-        """The context; while an index is being made with an ETag that no other has. Raises CTX_001, CTX_002."""
-        try:  # All is read after the state's files were looked at, so what changes meanwhile shows at the next look.
+        """The same, in a worker thread; another ETag than ``etag`` keeps it from being given again."""
+        try:  # What changes after the state's files were looked at shows at the next look.
             outputs = [json.loads(row) for row in rows]
             ranked = self.rank(key, outputs, state)
             request = ContextRequest(**msgspec.structs.asdict(key), outputs=outputs, project=state, ranked=ranked)
-            sections = self.redacted(self.sections(request))
-            whole = sections["metadata"]["index"] == "ready"
-            return *self.answer(request, sections), etag if whole else f'W/"{secrets.token_hex(16)}"'
+            return *self.answer(request, self.redacted(self.sections(request))), etag
         except ApiError:
             raise
         except Exception as error:  # a boundary: whatever a repository may hold
@@ -2957,7 +2950,7 @@ class Contexts:
             raise ApiError("CTX_001") from None
 
     def redacted(self, sections: Sections) -> Sections:
-        """``sections`` without secrets, with their number in ``metadata``. Blocks."""
+        """``sections`` without secrets, and with their number."""
         contents = [file.pop("content") for file in sections["relevant_files"]]
         parts = [redaction().redact_json({name: part}) for name, part in sections.items()]  # which is remembered
         sections = {name: part for redacted, _ in parts for name, part in redacted.items()}
@@ -2969,7 +2962,7 @@ class Contexts:
         return sections
 
     def answer(self, request: ContextRequest, sections: Sections) -> tuple[bytes, bytes]:
-        """The JSON for those who waited, and for those who get it from the cache. Blocks. Raises CTX_002."""
+        """The JSON for those who waited, and for those who get it from the cache. Raises CTX_002."""
         found = sections["relevant_files"]
         sections["relevant_files"] = found[: request.max_files]
         room = request.max_bytes - 600 - len(request.issue_id) - len(request.agent_type)  # what surrounds the context
@@ -2990,10 +2983,10 @@ class Contexts:
         return head + b',"cache_hit":false}', head + b',"cache_hit":true}'
 
     def fit(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool:
-        """Cut ``sections``, in place, to ``max_bytes`` of JSON; whether something went. Blocks. Raises CTX_002.
+        """Cut ``sections``, in place, to ``max_bytes`` of JSON; whether something went. Raises CTX_002.
 
-        The least relevant files go first, and the one that fits in part ends at a line's end. Where the context without
-        files is too large, the oldest outputs go, then half of each list again and again, the structure's last.
+        The least relevant files go first, and the one that fits in part ends at a line's end. Of what is too large
+        without files the oldest outputs go, then half of each list again and again, the structure's last.
         """
         files, sections["relevant_files"] = sections["relevant_files"], []
         git, structure, cut = sections["git_context"], sections["project_structure"], False
@@ -3006,19 +2999,19 @@ class Contexts:
         if room < 0:
             raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
         for file in files:
-            fits = json_size(file) < room
-            while file["content"] and json_size(file) >= room:
-                content = file["content"][: file["content"].rfind("\n", 0, len(file["content"]) * 7 // 8) + 1]
+            fits, content = json_size(file) < room, file["content"]
+            while content and json_size(file) >= room:
+                content = content[: content.rfind("\n", 0, len(content) * 7 // 8) + 1]
                 file |= {"content": content, "truncated": True, "checksum": checksum(content)}
+            if fits or content:
+                sections["relevant_files"].append(file)
             if not fits:
-                sections["relevant_files"] += [file] if file["content"] else []
                 return True
-            sections["relevant_files"].append(file)
             room -= json_size(file) + 1
         return cut
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
-        """The first ranking that a plugin gives, else the built-in one. Blocks."""
+        """The first ranking that a plugin gives, else the built-in one."""
         files = {file.path: file for file in self.project.without_secrets(state.files)}
         request = RankRequest(
             root=state.root, index_folder=str(self._index_folder), files=list(files.values()), category=key.category,
@@ -3029,7 +3022,7 @@ class Contexts:
         return [item for item in ranked if item.path in files]  # a plugin may name anything
 
     def sections(self, request: ContextRequest) -> Sections:
-        """The sections that the plugins give, those of the reference first. Blocks."""
+        """The sections that the plugins give."""
         sections: Sections = {}
         for name, answer in reversed(list(self._hooks.ask("context_section", request=request))):  # later plugins win
             try:
@@ -3044,10 +3037,10 @@ class Contexts:
         self._bytes -= size
         return size
 
-    def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
-        """Forget the contexts of an issue and agent type (None: of all); (entries, bytes) that were there."""
-        keys = [key for key in self._cache if issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)]
-        return len(keys), sum(self._drop(key) for key in keys)
+    def clear(self, chosen: Callable[[ContextKey], bool]) -> tuple[int, int]:
+        """Forget the ``chosen`` cached contexts; (entries, bytes) that were there."""
+        keys = list(filter(chosen, self._cache))
+        return len(keys), sum(map(self._drop, keys))
 
     def statistics(self) -> dict[str, Any]:
         return {
@@ -3056,12 +3049,12 @@ class Contexts:
         }  # fmt: skip
 
 
-BuiltContext = tuple[bytes, bytes, str]  # as ``Contexts.answer`` gives it, and its ETag
+BuiltContext = tuple[bytes, bytes, str]  # as ``answer`` gives it, and its ETag
 
 
 # -- the budget
 
-BYTES_PER_TOKEN = 4  # an estimate for English and code; tokenizers differ from each other by more than it errs
+BYTES_PER_TOKEN = 4  # an estimate for English and code
 
 
 def json_size(value: Any) -> int:
@@ -3094,19 +3087,24 @@ class Project:
         for name in (*names, *self.also):
             with contextlib.suppress(OSError, ValueError):  # it is gone
                 facts = os.lstat(os.path.join(self._root, name))
-                mtime = min(facts.st_mtime_ns, 2**63 - 1)  # a database's largest; some disks claim later years
-                found[name] = mtime, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
+                found[name] = facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
         files = [FileFact(name, it[2], it[0]) for name in names if (it := found.get(name)) and not stat.S_ISDIR(it[4])]
-        young = any(is_young(max(mtime, ctime), now) for mtime, ctime, *_ in found.values())
+        times = [max(mtime, ctime) for mtime, ctime, *_ in found.values()]
+        # stamps move in steps of up to 10 ms, or of whole seconds (some network and removable disks)
+        young = any(abs(now - moment) < (12_000_000 if moment % 10**9 else 2_100_000_000) for moment in times)
         digest = secrets.token_hex(16) if young else checksum(repr((found, git, head)))
         return ProjectState(str(self._root), files, git, head, digest)
 
     def without_secrets(self, files: list[FileFact]) -> list[FileFact]:
-        """Those of ``files`` whose contents contexts may give and do not only name, by their paths alone."""
+        """Those of ``files`` whose contents contexts may give, by their paths alone."""
         return [file for file in files if not is_secret(file.path)]
 
     def ask(self) -> tuple[list[str], GitContext, str | None]:
         """(names of files, what git says, the commit checked out), without the running module. Raises GitError."""
+
+        def said(*words: str) -> str:
+            return clean_text(os.fsdecode(run_git(root, *words) or b"").strip())
+
         root, own = self._root, os.path.realpath(__file__).removeprefix(os.path.join(self._root, ""))
         try:
             prefix = os.fsdecode(ask_git(root, "rev-parse", "--show-prefix").removesuffix(b"\n"))
@@ -3119,18 +3117,16 @@ class Project:
         codes = {row[3:].removeprefix(prefix): row[:2] for row in split_z(ask_git(root, "status", *shape))}
         codes.pop(own, None)
         tracked = split_z(ask_git(root, "ls-files", "-z", "--deduplicate"))
-        head = (run_git(root, "rev-parse", "-q", "--verify", "HEAD") or b"").decode().strip() or None
-        branch = clean_text(os.fsdecode(run_git(root, "symbolic-ref", "-q", "--short", "HEAD") or b"").strip())
-        url = without_credentials(clean_text(os.fsdecode(run_git(root, "remote", "get-url", "origin") or b"").strip()))
-        changes, remote = read_changes(root, codes), "origin" if url else None
-        git = GitContext(branch or None, read_commits(root), changes, remote, url or None)
         names = {*tracked, *(name for name, code in codes.items() if code == "??")} - {own}
-        return sorted(names), git, head
+        branch = said("symbolic-ref", "-q", "--short", "HEAD") or None
+        url = without_credentials(said("remote", "get-url", "origin")) or None
+        git = GitContext(branch, read_commits(root), read_changes(root, codes), url and "origin", url)
+        return sorted(names), git, said("rev-parse", "-q", "--verify", "HEAD") or None
 
 
 class ProjectState(Struct, frozen=True):
-    """The project at one moment. States with one ``digest`` are the same, also after a restart; where a further change
-    could leave no trace, the digest is one that no other state has.
+    """The project at one moment. States with one ``digest`` are the same; where a further change could leave no trace,
+    no other state has it.
     """
 
     root: str
@@ -3165,24 +3161,18 @@ class Commit(Struct):
 
 
 class Change(Struct):
-    """An uncommitted change; ``diff`` is "+added -removed" lines, null for untracked and binary files."""
+    """An uncommitted change."""
 
     path: str
     status: Literal["modified", "added", "deleted", "renamed", "untracked"]
-    diff: str | None
-
-
-def is_young(moment: int, now: int) -> bool:
-    """Whether a change right after ``now``, taken before looking, could leave the time ``moment`` too (nanoseconds)."""
-    step = 12_000_000  # stamps move in steps of up to 10 ms, or of whole seconds (some network and removable disks)
-    return now - (step if moment % 1_000_000_000 else 2_100_000_000) < moment <= now + step
+    diff: str | None  # "+added -removed" lines, null for untracked and binary files
 
 
 # -- what git says
 
 
 def read_changes(root: Path, codes: dict[str, str]) -> list[Change]:
-    """The uncommitted changes, staged or not, by git's two letters for each name. Blocks."""
+    """The uncommitted changes, staged or not, by git's two letters for each name."""
     shape = ("--numstat", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".")
     rows = (row.split("\t", 2) for row in split_z(run_git(root, "diff", *shape)))
     counts = {name: f"+{plus} -{minus}" for plus, minus, name in rows if plus != "-" and codes.get(name) != "??"}
@@ -3192,7 +3182,7 @@ def read_changes(root: Path, codes: dict[str, str]) -> list[Change]:
 
 
 def read_commits(root: Path) -> list[Commit]:
-    """The latest commits; none where git fails. Blocks."""
+    """The latest commits; none where git fails."""
     separator = secrets.token_hex(8)  # that nobody can have put into a subject or a name
     shape = ("-n10", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent", "--encoding=UTF-8")
     form = f"--pretty=format:{separator}" + separator.join(("%h", "%ct", "%an", "%s"))
@@ -3206,7 +3196,7 @@ def read_commits(root: Path) -> list[Commit]:
 
 
 def walk_files(root: Path) -> Iterator[str]:
-    """The files of a folder that is no repository, without those of hidden folders. Blocks."""
+    """The files of a folder that is no repository, without those of hidden folders."""
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name[0] != "."]
         yield from (os.path.relpath(os.path.join(place, name), root).replace(os.sep, "/") for name in names)
@@ -3314,9 +3304,7 @@ def split_z(output: bytes | None) -> list[str]:
 
 
 def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
-    """(content, facts, whether it was cut) of a text file whose real path is inside ``root``; None for others, links
-    too. Blocks.
-    """
+    """(content, facts, whether it was cut) of a text file really in ``root``; None for others, links too. Blocks."""
     full = os.path.join(root, path)
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
     try:
@@ -3344,8 +3332,8 @@ def describe_file(root: str, path: str) -> dict[str, Any] | None:
     content, facts, cut = found
     return {
         "path": clean_text(path), "content": content, "last_modified": iso(facts.st_mtime), "size": facts.st_size,
-        "language": language_of(path), "checksum": checksum(content), **({"truncated": True} if cut else {}),
-    }  # fmt: skip
+        "language": language_of(path), "checksum": checksum(content),
+    } | ({"truncated": True} if cut else {})  # fmt: skip
 
 
 @functools.lru_cache(100_000)
@@ -3364,7 +3352,7 @@ SECRET_FILE = (  # compiled when first needed; re keeps it
 
 
 def redact(content: str) -> tuple[str, int]:
-    """``content`` without the secrets that it holds, and how many there were. Lines keep their numbers."""
+    """``content`` without its secrets, and their number. Lines keep their numbers. Blocks."""
     return redaction().redact(content)
 
 
@@ -3373,7 +3361,7 @@ def redaction() -> Redaction:
 
 
 class Redaction:
-    """Takes what has the form of a secret, or is given to what calls itself one, out of texts. In doubt it is one."""
+    """Takes what has the form of a secret, or is given to what calls itself one, out of texts."""
 
     def redact(self, content: str) -> tuple[str, int]:
         number = 0
@@ -3383,7 +3371,7 @@ class Redaction:
         return content, number
 
     def redact_json(self, value: Any) -> tuple[Any, int]:
-        """The JSON ``value`` without the secrets in its texts, names of fields too, and how many there were. Blocks."""
+        """The JSON ``value`` without the secrets in its texts, names of fields too, and their number. Blocks."""
         number, field = 0, ""
 
         def clean(match: re.Match[bytes]) -> bytes:
@@ -3448,7 +3436,7 @@ SECRETS = (  # possessive, only keys unbounded: no text makes them slow; the sec
 
 
 class ContextKey(Struct, frozen=True, kw_only=True):
-    """The parameters of a request for a context: those with equal ones share one."""
+    """The parameters of a context: requests with equal ones share one."""
 
     issue_id: str
     agent_type: str
@@ -3460,15 +3448,15 @@ class ContextKey(Struct, frozen=True, kw_only=True):
 
 
 class ContextRequest(ContextKey, frozen=True, kw_only=True):
-    """What sections are made from; ``project`` is as of this moment, ``outputs`` are earlier results, newest last."""
+    """What sections are made from."""
 
-    outputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]  # earlier results, newest last
     project: ProjectState
     ranked: list[RankedFile]
 
 
 class RankRequest(Struct, frozen=True, kw_only=True):
-    """What files are ranked by; contexts may give ``files`` alone. ``outputs`` are earlier results, newest last."""
+    """What files are ranked by; contexts may give ``files`` alone."""
 
     root: str
     index_folder: str
@@ -3477,18 +3465,18 @@ class RankRequest(Struct, frozen=True, kw_only=True):
     category: str
     task: str
     changed: list[str]
-    outputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]  # earlier results, newest last
     head: str | None
 
 
 class RankedFile(Struct, frozen=True, gc=False):
-    """A file, its score, why, (first line, score) of its best 50-line chunks, whether a word of the task occurs."""
+    """A file that is worth reading."""
 
     path: str
     score: float
     reasons: list[str] = []
-    chunks: list[tuple[int, float]] = []
-    matched: bool = True
+    chunks: list[tuple[int, float]] = []  # (first line, score) of its best 50 lines each
+    matched: bool = True  # a word of the task occurs
 
 
 class FileFact(Struct, frozen=True, gc=False):
@@ -3523,8 +3511,8 @@ class Agents:
         self._stopping = False
 
     async def spawn(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
-        """Start an agent, a whole one or none: of one that fails or is cancelled its row alone is left. It also starts
-        where the caller hangs up. Raises AGT_001, also where there is no context, AGT_002, AGT_003, StorageError.
+        """Start an agent, also where the caller hangs up; of one that fails or is cancelled its row alone is left.
+        Raises AGT_001, also where there is no context, AGT_002, AGT_003, StorageError.
         """
         await self.launcher.types.find(body["agent_type"])
         if self._stopping:
@@ -3549,9 +3537,7 @@ class Agents:
         return answer | facts | {"environment_ignored": ignored}
 
     def admit(self, row: dict[str, Any], records: Records) -> dict[str, Any]:
-        """A job: put an agent into the ledger; the answer to its spawn, as far as it is known at this moment. A plugin
-        that raises AGT_003 keeps it out.
-        """
+        """A job: put an agent into the ledger; what is known of the answer. Plugins that raise AGT_003 keep it out."""
         records.insert_agent(row)
         return {
             "agent_id": row["id"], "spawned": True, "process_id": 0, "context_injected": True, "jwt_token": "",
@@ -3560,14 +3546,14 @@ class Agents:
         }  # fmt: skip
 
     async def begin_watch(self, running: Running) -> None:
-        """Write down that an agent has a process, and begin to watch it."""
+        """Write down that an agent is running, and watch it."""
         running.row["state"] = "running"
         facts = {name: running.row[name] for name in ("id", "state", "pid", "birth")}
         await self.storage.write(lambda records: records.update_agent(**facts))
         running.task = asyncio.create_task(self._watch(running))
 
     async def _give_up(self, running: Running, error: BaseException) -> BaseException:
-        """Leave nothing of a spawn that failed but its row; the error for its caller."""
+        """Leave nothing but its row of a spawn that failed; the error for its caller."""
         self.tokens.revoked.add(running.row["id"])
         running.ending.set()
         if running.row["pid"]:
@@ -3587,12 +3573,11 @@ class Agents:
         return error
 
     async def _watch(self, running: Running) -> None:
-        """Wait for an agent's end, leave nothing of it behind, and record that."""
         for step in (self._wait, self.processes.end, self._record):
             await self._insist(step, running)
 
     async def _insist(self, step: Callable[[Running], Awaitable[None]], running: Running) -> None:
-        """Take a step towards an agent's end, again where it fails: an end must not be forgotten."""
+        """Take a step towards an agent's end, again where it fails."""
         while True:
             try:
                 return await step(running)
@@ -3603,7 +3588,7 @@ class Agents:
                 await asyncio.sleep(1)
 
     async def _wait(self, running: Running) -> None:
-        """Until an agent ends by itself, by order or by its time limit."""
+        """Until its end has begun."""
         while not running.ending.is_set():
             self.processes.look(running)
             if (left := running.began + running.row["time_limit"] - time.monotonic()) < 0:
@@ -3614,10 +3599,9 @@ class Agents:
                     await running.ending.wait()
 
     async def tend(self, running: Running) -> None:
-        """Look after a running agent, again and again."""
+        """Called again and again while an agent runs."""
 
     async def _record(self, running: Running) -> None:
-        """Store how an agent without processes ended, and take its token away."""
         row, now = running.row, time.time()
         row["ended"] = running.ended = min(max(running.ended or now, row["started"]), now)
         self.tokens.revoked.add(row["id"])
@@ -3634,7 +3618,7 @@ class Agents:
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], row["exit_code"])
 
     async def judge(self, running: Running) -> None:
-        """Set in an ended agent's row how it ended, which is not stored yet. After a crash, again."""
+        """Set in an ended agent's row how it ended. After a crash, again."""
         code = running.exit_code
         by_itself: AgentState = "lost" if code is None else "failed" if code else "completed"
         died = -code if code and code < 0 else None
@@ -3653,7 +3637,7 @@ class Agents:
             await self.begin_watch(running)
 
     def close(self, *, end_all: bool) -> None:
-        """Start no more agents; where ``end_all`` order the end of all, of half started ones too."""
+        """Start no more agents; with ``end_all`` order the end of all, of half started ones too."""
         self._stopping = True
         for running in self.active.values() if end_all else ():
             running.end("killed")
@@ -3679,7 +3663,7 @@ class Agents:
         raise ApiError("REQ_002", f"No agent {agent_id}")
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
-        """An agent as readers get it, by its row. Blocks."""
+        """An agent as readers get it. Blocks."""
         return agent_facts(row)
 
     def last_word(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -3689,13 +3673,13 @@ class Agents:
 
 def end_agent(row: dict[str, Any], events: list[NewEvent], records: Records) -> None:
     """A job: record an end, its events and the end of its token, for an agent that is in the ledger."""
-    if records.agent(row["project"], row["id"]) is None:
-        return
-    records.update_agent(row["id"], **{name: row[name] for name in ("state", "ended", "exit_code", "signal", "pid")})
-    records.add_outcome(row["id"], reason=row["reason"])
-    records.revoke(row["project"], row["id"])
-    for event in events:
-        records.insert_event(event)
+    if records.agent(row["project"], row["id"]):
+        names = ("state", "ended", "exit_code", "signal", "pid")
+        records.update_agent(row["id"], **{name: row[name] for name in names})
+        records.add_outcome(row["id"], reason=row["reason"])
+        records.revoke(row["project"], row["id"])
+        for event in events:
+            records.insert_event(event)
 
 
 def agent_statistics(read: Records, project: str) -> dict[str, Any]:
@@ -3709,7 +3693,7 @@ def agent_statistics(read: Records, project: str) -> dict[str, Any]:
 
 
 def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
-    """The facts of an agent that answers and the events of its end have in common."""
+    """What answers about an agent and the events of its end have in common."""
     return {
         "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
         "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]),
@@ -3721,7 +3705,7 @@ class Launcher:
     """Makes what an agent is started with."""
 
     HOW_TO_HAVE_ONE = "start with --agent-command 'your-agent {prompt}'"  # a command
-    # variables that a request may set: the project's own settings, which steer no program
+    # the variables that a request may set steer no program
     SETTABLE = re.compile(
         r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
     )
@@ -3733,7 +3717,7 @@ class Launcher:
         self.inherited = {name: os.environ[name] for name in os.environ if not name.startswith("CCO_SIDECAR_")}
 
     def row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
-        """The ledger's row of a new agent, which may no more than its type, than was asked for, than its spawner."""
+        """The row of a new agent, which may no more than its type, than was asked for, than its spawner."""
         category = CATEGORIES[self.types.categories[body["agent_type"]]]
         asked, own = body.get("permissions"), set(claims.permissions)
         own |= {WRITE} if CATEGORIES[self.types.categories[claims.agent_type]].people else set()
@@ -3747,18 +3731,18 @@ class Launcher:
         }  # fmt: skip
 
     def token(self, row: dict[str, Any], ttl: int = 0) -> str:
-        """A token with exactly what the row grants, for as long as the agent may run: its end revokes it."""
+        """A token with what the row grants, for as long as the agent may run: its end revokes it."""
         granted = {"permissions": row["permissions"], "issue_id": row["only_issue"], "bound": True}
         return self.tokens.mint(row["id"], row["type"], ttl=ttl or int(row["time_limit"]) + 60, **granted)
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
-        """The files that an agent is to read, by name: its context, with every section. Raises as ``Contexts.get``."""
+        """The files that an agent is to read, by name. Raises as ``Contexts.get``."""
         query = ContextQuery(task=body.get("task", ""), max_tokens=body.get("context_tokens") or 50_000)
         content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
         return {"context.json": content}
 
     def launch(self, running: Running, files: Collection[str]) -> AgentLaunch:
-        """What an agent is told, here its task and where its context is. ``files`` are the names of its files."""
+        """What an agent with the ``files`` is told."""
         row, context = running.row, str(running.folder / "context.json")
         return AgentLaunch(
             agent_id=row["id"], agent_type=row["type"], issue_id=row["issue"], task=row["task"], context_file=context,
@@ -3767,11 +3751,11 @@ class Launcher:
         )  # fmt: skip
 
     def may_set(self, variable: str) -> bool:
-        """Whether a request may set a variable, which is given in capitals."""
+        """``variable`` is in capitals."""
         return self.SETTABLE.fullmatch(variable) is not None
 
     async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
-        """Write an agent's files; its command, with an environment that ``asked`` adds to. Raises AGT_001, OSError."""
+        """Write the files; the command, with an environment that ``asked`` adds to. Raises AGT_001, OSError."""
         row, root, launch = running.row, str(self.settings.root), self.launch(running, files)
         texts = {"prompt": launch.prompt, "task": launch.task, "token": running.token}
         files = files | {name: text.encode() for name, text in texts.items()}
@@ -3785,7 +3769,7 @@ class Launcher:
         return msgspec.structs.replace(command, environment=self.inherited | command.environment | given | own)
 
     def _prepare(self, launch: AgentLaunch, files: dict[str, bytes]) -> AgentCommand:
-        """Write the files; the command, with the fields of ``launch`` in the place of its placeholders. Blocks."""
+        """The command has the fields of ``launch`` in the place of its placeholders. Blocks."""
         folder = Path(launch.agent_folder)
         folder.mkdir(mode=0o700, parents=True)
         for name, content in files.items():
@@ -3804,19 +3788,18 @@ class Launcher:
 class Processes:
     """Starts, adopts and ends agents' processes, which outlive a crash of the service; their exit codes do not.
 
-    Each agent leads a session of its own and writes straight into a file. Its processes are those of the session while
-    its first one lives, those whose environment names its token file, and their descendants. Others are not found.
+    Each agent leads a session of its own. Its processes are those of the session while its first one lives, those whose
+    environment names its token file, and their descendants.
     """
 
     LOOK = 0.1  # seconds between two looks at a running agent
     OUTPUT = "output.log"  # in the agent's folder
 
     def __init__(self, settings: Settings) -> None:
-        self._folder, self._root = settings.storage / "agents", settings.root
-        self._pool = Pool("processes", 8, 20)
+        self._root, self._pool = settings.root, Pool("processes", 8, 20)
 
     async def start(self, running: Running, command: AgentCommand) -> None:
-        """Start a process for ``command``; its pid and birth go into the row. Raises OSError, leaving nothing."""
+        """Start a process; its pid and birth go into the row. Raises OSError, leaving nothing."""
 
         def popen() -> None:
             path, private = running.folder / self.OUTPUT, functools.partial(os.open, mode=0o600)
@@ -3832,7 +3815,7 @@ class Processes:
         await self._pool.run(popen)
 
     async def adopt(self, running: Running) -> None:
-        """Go on with an agent of an earlier run of the service, of which a process may be left, or none."""
+        """Go on with an agent of an earlier run, of which a process may be left, or none."""
         row = running.row
         if row["pid"] is None and (found := await self.members(running)):
             pid = min(found, key=psutil.Process.create_time).pid  # we were killed before we noted it
@@ -3848,15 +3831,11 @@ class Processes:
             running.exit(child.returncode if child else None, time.time())
 
     async def end(self, running: Running) -> None:
-        """SIGTERM to all of an agent, SIGKILL after its grace, which may become less; until none is found."""
+        """SIGTERM to all, SIGKILL after the grace, which may become less; until none is found. Raises TimeoutError."""
         began, asked = time.monotonic(), set[Any]()
         while True:
             self.look(running)
-            try:
-                members = await self.members(running)
-            except TimeoutError:  # the look hangs in the system, for as long as the pool waits
-                log.error("agent %s: its processes cannot be looked at", running.row["id"])
-                continue
+            members = await self.members(running)
             if not members and running.exited:
                 return
             passed = time.monotonic() - began
@@ -3869,9 +3848,7 @@ class Processes:
             await asyncio.sleep(0.02 if passed < 1 else 0.1)
 
     async def members(self, running: Running) -> dict[Any, Any]:
-        """An agent's living processes by their identity: each has a ``send_signal`` that reaches no other. Raises
-        TimeoutError.
-        """
+        """The living ones by their identity: each has a ``send_signal`` that reaches no other. Raises TimeoutError."""
         return await self._pool.run(self._find, running)
 
     def _find(self, running: Running) -> dict[Any, Any]:
@@ -3908,7 +3885,7 @@ class Running:
         self.ending.set()
 
     def exit(self, code: int | None = None, moment: float | None = None) -> None:
-        """Its first process has ended, at ``moment`` and with ``code``; without a moment neither is known."""
+        """Its first process has ended; without a moment, neither that nor the code is known."""
         self.exited = True
         if moment:
             self.exit_code, self.ended = code, moment
@@ -3916,7 +3893,7 @@ class Running:
 
 
 def birth_of(pid: int) -> str | None:
-    """What tells a living process from others that get its pid, None where there is none. Blocks."""
+    """What tells a living process from others with its pid, None where there is none. Blocks."""
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
@@ -3929,7 +3906,7 @@ def birth_of(pid: int) -> str | None:
 
 
 class AgentLaunch(Struct, frozen=True, kw_only=True):
-    """An agent that is to be started; ``prompt`` is what it is told, by a plugin all that it needs."""
+    """An agent that is to be started; ``prompt`` is what it is told."""
 
     agent_id: str
     agent_type: str
@@ -3939,7 +3916,7 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     agent_folder: str
     prompt: str
     brief_file: str = ""  # where a plugin makes a brief
-    configured: tuple[str, ...] | None = None  # the command that the settings have for its type
+    configured: tuple[str, ...] | None = None  # its type's command by the settings
 
 
 class AgentCommand(Struct):

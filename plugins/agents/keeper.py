@@ -127,6 +127,7 @@ class KeptProcesses(Processes):
 
     def __init__(self, settings: PluginSettings) -> None:
         super().__init__(settings)
+        self._folder = settings.storage / "agents"
         self._keeper = Keeper(self._folder, self._root, self._on_exit, self._on_keeper_lost)
         self._census = Census(self._keeper, self._pool)
         self.kept: dict[str, KeptProcess] = {}
@@ -174,7 +175,12 @@ class KeptProcesses(Processes):
         self._keeper.follow(row["id"])
 
     async def end(self, running: Running) -> None:
-        await super().end(running)
+        while True:
+            try:
+                await super().end(running)
+                break
+            except TimeoutError:  # the look hangs in the system, for as long as the pool waits
+                log.error("agent %s: its processes cannot be looked at", running.row["id"])
         await self._hear_keeper(self.kept[running.row["id"]])
         del self.kept[running.row["id"]]
 

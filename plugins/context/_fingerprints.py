@@ -1,11 +1,9 @@
-"""Fingerprints of files: what shows that one has changed since it was looked at."""
+"""Fingerprints of files: what shows that one has changed since it was looked at, for the plugins of cco_sidecar."""
 
 from __future__ import annotations
 
 import os
 import stat
-
-import cco_sidecar
 
 # of a file or folder: mtime and ctime in nanoseconds, size, inode, mode, number of its hard links
 Fingerprint = tuple[int, int, int, int, int, int]
@@ -30,4 +28,10 @@ def is_linked(facts: Fingerprint | None) -> bool:
 def is_young(facts: Fingerprint | None, now: int) -> bool:
     """Whether a change right after ``now`` (nanoseconds, taken before looking) could leave the same fingerprint."""
     moment = 0 if facts is None else facts[0] if os.name == "nt" else facts[1]
-    return cco_sidecar.is_young(moment, now)
+    return is_recent(moment, now)
+
+
+def is_recent(moment: int, now: int) -> bool:
+    """Whether a change right after ``now``, taken before looking, could leave the time ``moment`` too (nanoseconds)."""
+    step = 12_000_000  # stamps move in steps of up to 10 ms, or of whole seconds (some network and removable disks)
+    return now - (step if moment % 1_000_000_000 else 2_100_000_000) < moment <= now + step

@@ -34,6 +34,7 @@ from cco_sidecar import (
     run_git,
     split_z,
 )
+from cco_sidecar_plugins.context._fingerprints import MAX_INT64
 from cco_sidecar_plugins.context._urls import without_credentials
 from cco_sidecar_plugins.context._withheld import is_secret, own_files
 
@@ -50,7 +51,11 @@ class GitProject(Project):
     def look(self) -> ProjectState:
         state = super().look()
         own = own_files(str(self._root), state.files)
-        return msgspec.structs.replace(state, files=without(state.files, own), git=without_changes(state.git, own))
+        files = [
+            msgspec.structs.replace(file, mtime_ns=MAX_INT64) if file.mtime_ns > MAX_INT64 else file
+            for file in without(state.files, own)
+        ]
+        return msgspec.structs.replace(state, files=files, git=without_changes(state.git, own))
 
     def without_secrets(self, files: list[FileFact]) -> list[FileFact]:
         return without(files, secret_among(tuple(file.path for file in files)))

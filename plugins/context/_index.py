@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import FileFact, in_thread, is_young, language_of, read_text_file, run_git
+from cco_sidecar import FileFact, in_thread, language_of, read_text_file, run_git
 from cco_sidecar_plugins.context._definitions import definitions, imports
+from cco_sidecar_plugins.context._fingerprints import is_recent
 from cco_sidecar_plugins.context._git_facts import BOUNDED
 from cco_sidecar_plugins.context._identifiers import Splitter, Stemmer, bare_stem, run_together
 from cco_sidecar_plugins.context._path_kinds import PICTURE, classify
@@ -179,7 +180,7 @@ class Index:
         replaced.
         """
         path = os.fsencode(file.path)
-        if is_young(file.mtime_ns, time.time_ns()):  # a further change may have the same time: it is read again
+        if is_recent(file.mtime_ns, time.time_ns()):  # a further change may have the same time: it is read again
             file = msgspec.structs.replace(file, mtime_ns=0)
         kind, wanted = classify(file.path)
         content = self._read(root, file) if wanted and file.size <= MAX_FILE else Content()

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from cco_sidecar import MB, ProjectState, is_young, one_line
+from cco_sidecar import MB, ProjectState, one_line
+from cco_sidecar_plugins.context._fingerprints import is_recent
 from cco_sidecar_plugins.context._withheld import is_secret
 
 if TYPE_CHECKING:  # each is imported where a project has a file for it: all of them would hold up the start
@@ -154,7 +155,7 @@ class ProjectFiles:
     def _look(self, name: str, inside: str) -> None:
         """Take note of what shows that the file, which is at ``inside``, is another one; before it is read. Blocks."""
         now, facts = time.time_ns(), facts_of(self._place(name))
-        hides_changes = any(is_young(moment, now) for moment in facts[:2])
+        hides_changes = any(is_recent(moment, now) for moment in facts[:2])
         looked = inside, self._lists(inside), None if hides_changes else facts
         self.told.looked.setdefault(name, looked)  # so one that changes between two looks is another the next time
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable
 
 import msgspec
 
@@ -67,11 +68,14 @@ class AlikeContexts(Contexts):
         first = self._sources[key.agent_type] = self._firsts.setdefault(alike, key.agent_type)
         return msgspec.structs.replace(key, agent_type=first)
 
-    def clear(self, issue_id: str | None, agent_type: str | None = None) -> tuple[int, int]:
-        """Also what the contexts of the type are copies of."""
-        types = {agent_type, self._sources.get(agent_type, agent_type)}
-        found = [super(AlikeContexts, self).clear(issue_id, each) for each in types]
-        return sum(entries for entries, _ in found), sum(size for _, size in found)
+    def clear(self, chosen: Callable[[ContextKey], bool]) -> tuple[int, int]:
+        """Also those of which a chosen one is a copy."""
+
+        def is_source(key: ContextKey) -> bool:
+            copies = [name for name, source in self._sources.items() if source == key.agent_type]
+            return any(chosen(msgspec.structs.replace(key, agent_type=name)) for name in copies)
+
+        return super().clear(lambda key: chosen(key) or is_source(key))
 
     @functools.cached_property
     def _making(self) -> dict[str, asyncio.Task[BuiltContext]]:
@@ -88,7 +92,7 @@ class AlikeContexts(Contexts):
         return {}
 
     @functools.cached_property
-    def _sources(self) -> dict[str | None, str]:
+    def _sources(self) -> dict[str, str]:
         """The agent type whose context is given, renamed, by the type that is given it."""
         return {}
 

@@ -29,7 +29,10 @@ class ClearCache(cco_sidecar.ClearCache):
 
     async def respond(self, issue_id: str | None = None) -> dict[str, Any]:
         self.sidecar.tokens.check_issue(self.claims, issue_id)
-        entries, size = self.sidecar.contexts.clear(issue_id, self.query.agent_type)
+        agent_type = self.query.agent_type
+        entries, size = self.sidecar.contexts.clear(
+            lambda key: issue_id in (None, key.issue_id) and agent_type in (None, key.agent_type)
+        )
         if issue_id and not entries:
             whose = f" and {self.query.agent_type}" if self.query.agent_type else ""
             raise ApiError("REQ_002", f"No cached context for issue {issue_id}{whose}")

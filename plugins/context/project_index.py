@@ -87,7 +87,7 @@ class WatchingContexts(PreparedContexts):
 
         def changed() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
-                loop.call_soon_threadsafe(self.clear, None)
+                loop.call_soon_threadsafe(self.clear, lambda _: True)
 
         await super().prepare()
         if isinstance(self.project, ProjectIndex):

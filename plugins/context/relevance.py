@@ -41,6 +41,7 @@ import gc
 import json
 import logging
 import os
+import secrets
 import sqlite3
 import subprocess
 import threading
@@ -53,6 +54,7 @@ import msgspec
 
 import cco_sidecar
 from cco_sidecar import (
+    BuiltContext,
     ContextKey,
     ContextRequest,
     Contexts,
@@ -375,6 +377,10 @@ class WarmContexts(PreparedContexts):
 
     WARM_FROM = 1_000  # files: the index of a smaller project is begun when it is first asked for
 
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._thread = threading.local()  # ``unfinished``: a ranking was, of the context that this thread builds
+
     async def prepare(self) -> None:
         await asyncio.gather(super().prepare(), self._warm())
         await self._pool.run(redact, "")  # whose patterns the first result would wait for
@@ -389,7 +395,13 @@ class WarmContexts(PreparedContexts):
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         before, ranked = self._unfinished(), super().rank(key, outputs, state)
-        return Unfinished(ranked) if before or self._unfinished() else ranked
+        self._thread.unfinished = before or self._unfinished()
+        return Unfinished(ranked) if self._thread.unfinished else ranked
+
+    def _build(self, key: ContextKey, rows: list[bytes], state: ProjectState, etag: str) -> BuiltContext:
+        self._thread.unfinished = False
+        fresh, shared, etag = super()._build(key, rows, state, etag)
+        return fresh, shared, f'W/"{secrets.token_hex(16)}"' if self._thread.unfinished else etag
 
     def sections(self, request: ContextRequest) -> Sections:
         sections = super().sections(request)

@@ -2876,7 +2876,7 @@ class Contexts:
         self._index_folder.mkdir(mode=0o700, exist_ok=True)
 
     async def close(self) -> None:
-        """The service ends; the plugins' own end here what they began at the start."""
+        """The service ends."""
 
     async def get(
         self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", sub: str = ""
@@ -2916,7 +2916,7 @@ class Contexts:
         return self._storage.read.task_of(sub, issue_id, self._settings.project, issue_id)
 
     def kept(self, key: ContextKey, state: ProjectState, etag: str) -> bytes:
-        """The cached context with this ETag, b"" where there is none."""
+        """The cached context with this ETag, else b""."""
         before, content = self._cache.get(key, ("", b""))
         if before != etag:
             return b""
@@ -3077,7 +3077,7 @@ class Project:
         self._looks = Pool("look", 2, 120)
 
     async def state(self) -> ProjectState:
-        """The project as it was at some moment since this call. Raises OSError."""
+        """As it was at some moment since this call. Raises OSError."""
         return await self._looks.run(self.look)
 
     def look(self) -> ProjectState:
@@ -3096,11 +3096,11 @@ class Project:
         return ProjectState(str(self._root), files, git, head, digest)
 
     def without_secrets(self, files: list[FileFact]) -> list[FileFact]:
-        """Those of ``files`` whose contents contexts may give, by their paths alone."""
+        """The files whose contents contexts may give."""
         return [file for file in files if not is_secret(file.path)]
 
     def ask(self) -> tuple[list[str], GitContext, str | None]:
-        """(names of files, what git says, the commit checked out), without the running module. Raises GitError."""
+        """(names of files, what git says, the commit), without the running module. Raises GitError."""
 
         def said(*words: str) -> str:
             return clean_text(os.fsdecode(run_git(root, *words) or b"").strip())
@@ -3125,9 +3125,7 @@ class Project:
 
 
 class ProjectState(Struct, frozen=True):
-    """The project at one moment. States with one ``digest`` are the same; where a further change could leave no trace,
-    no other state has it.
-    """
+    """The project at one moment. Where a further change could leave no trace no other state has the ``digest``."""
 
     root: str
     files: list[FileFact]
@@ -3151,13 +3149,11 @@ class GitContext(Struct):
 
 
 class Commit(Struct):
-    """A commit of the project."""
-
     hash: str
     message: str
     author: str
     timestamp: str | None  # null where git can read none
-    files_changed: list[str]  # empty where it is not known: at the edge of a shallow or partial clone
+    files_changed: list[str]  # empty where it is not known
 
 
 class Change(Struct):
@@ -3209,7 +3205,7 @@ def without_credentials(url: str) -> str:
 
 
 def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
-    """The output of git, None where it fails, hangs or is not installed. Blocks."""
+    """The output of git, None where it fails. Blocks."""
     try:
         return ask_git(folder, *arguments, env=env)
     except OSError as error:
@@ -3225,24 +3221,13 @@ def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
     if arguments[0] not in ("status", "diff"):
         return git_output([*command, *arguments], environ)
     settings = split_z(listed or git_output([*command, *LIST_SETTINGS], environ))
-    pairs = zip(settings[::2], settings[1::2], strict=False)
-    filters = [(key.rpartition(".")[0], scope) for scope, key in pairs if key.startswith("filter.")]
-    theirs = {name for name, scope in filters if scope in ("local", "worktree")}  # the user's own, such as LFS, go on
-    every = {name for name, _ in filters}
-    try:
-        return git_output([*command, *without_filters(theirs), *arguments], environ)
-    except GitError:
-        if theirs == every:
-            raise
-        names = ", ".join(sorted(name[7:] for name in every))
-        log_once(f"git is asked without filters, one of which fails: {names}")  # git-lfs may be missing
-        return git_output([*command, *without_filters(every), *arguments], environ)
-
-
-def without_filters(names: set[str]) -> list[str]:
-    """Options by which git runs none of these filters; not by ``-c``, since a filter's name may hold =."""
-    off = ("clean=CCO_EMPTY", "smudge=CCO_EMPTY", "process=CCO_EMPTY", "required=CCO_FALSE")
-    return [f"--config-env={name}.{setting}" for name in sorted(names) for setting in off]
+    off = ["required=CCO_FALSE"]  # the user's own, such as LFS, go on, and one that fails changes nothing
+    every = [*off, "clean=CCO_EMPTY", "smudge=CCO_EMPTY", "process=CCO_EMPTY"]
+    for scope, key in zip(settings[::2], settings[1::2], strict=False):
+        if key.startswith("filter."):  # not by -c, since a filter's name may hold =
+            name, theirs = key.rpartition(".")[0], scope in ("local", "worktree")
+            command += [f"--config-env={name}.{setting}" for setting in (every if theirs else off)]
+    return git_output([*command, *arguments], environ)
 
 
 def git_output(command: list[str], environ: dict[str, str]) -> bytes:
@@ -3258,10 +3243,13 @@ def git_output(command: list[str], environ: dict[str, str]) -> bytes:
         except subprocess.TimeoutExpired:
             child.kill()
             raise GitError("git took more than 30 seconds") from None
+    told = errors.decode("utf-8", "replace")
     if child.returncode:
-        said = re.search(r"(?ms)^(?:error|fatal): (?:(?!\nusage: ).){,4000}", errors.decode("utf-8", "replace"))
+        said = re.search(r"(?ms)^(?:error|fatal): (?:(?!\nusage: ).){,4000}", told)
         why = MACHINE_PATH.sub(r"\1\2", said[0] if said else f"it ended by {child.returncode}")
         raise GitError(f"git: {' '.join(redact(why)[0].split())}"[:500], output)
+    if failed := re.search(r"external filter '.*'", told):
+        log_once(f"git goes on without the {redact(failed[0])[0]}")
     return output
 
 
@@ -3338,7 +3326,7 @@ def describe_file(root: str, path: str) -> dict[str, Any] | None:
 
 @functools.lru_cache(100_000)
 def is_secret(path: str) -> bool:
-    """Whether a file may hold credentials, by its path: data and unknown kinds whose folder or name suggests it."""
+    """Whether a file may hold credentials: data or of an unknown kind, with a path that suggests it."""
     return language_of(path) in MAY_HOLD_SECRETS and re.search(SECRET_FILE, f"/{path.lower()}") is not None
 
 
@@ -3520,7 +3508,7 @@ class Agents:
         if (number := len(self.active)) >= self.settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
         row, asked = self.launcher.row(claims, body), body.get("environment") or {}
-        # From here on it counts, so that a thousand at once cannot pass the limit.
+        # From here on it counts: a thousand at once cannot pass the limit.
         running = self.active[row["id"]] = Running(row, self._folder / row["id"], task=asyncio.current_task())
         try:
             files = await self.launcher.files(running, body)
@@ -3533,16 +3521,15 @@ class Agents:
             raise await self._give_up(running, error) from None
         log.info("agent %s started, pid %d", row["id"], row["pid"])
         ignored = sorted(name for name in asked if command.environment.get(name) != asked[name])
-        facts = {"process_id": row["pid"], "jwt_token": running.token, "state": row["state"]}
-        return answer | facts | {"environment_ignored": ignored}
+        facts = {"process_id": row["pid"], "jwt_token": running.token, "environment_ignored": ignored}
+        return answer | facts | {"state": row["state"]}
 
     def admit(self, row: dict[str, Any], records: Records) -> dict[str, Any]:
         """A job: put an agent into the ledger; what is known of the answer. Plugins that raise AGT_003 keep it out."""
         records.insert_agent(row)
         return {
-            "agent_id": row["id"], "spawned": True, "process_id": 0, "context_injected": True, "jwt_token": "",
-            "webhook_url": f"/api/agents/{row['id']}/status", "environment_ignored": [], "timestamp": iso(),
-            "state": row["state"],
+            "agent_id": row["id"], "spawned": True, "context_injected": True, "timestamp": iso(),
+            "webhook_url": f"/api/agents/{row['id']}/status",
         }  # fmt: skip
 
     async def begin_watch(self, running: Running) -> None:
@@ -3565,7 +3552,7 @@ class Agents:
         elif isinstance(error, ApiError) and error.code[:3] == "CTX":
             error = ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}")
         facts = {"state": "failed", "ended": time.time(), "pid": None, "reason": getattr(error, "message", None)}
-        with contextlib.suppress(StorageError):  # the caller is being told about the failure that came first
+        with contextlib.suppress(StorageError):  # the caller is told what failed first
             await self.storage.write(functools.partial(end_agent, running.row | facts, []))
         self.active.pop(running.row["id"], None)
         with contextlib.suppress(TimeoutError):  # likewise
@@ -3618,14 +3605,14 @@ class Agents:
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], row["exit_code"])
 
     async def judge(self, running: Running) -> None:
-        """Set in an ended agent's row how it ended. After a crash, again."""
+        """Set in the row how an agent ended. After a crash, again."""
         code = running.exit_code
         by_itself: AgentState = "lost" if code is None else "failed" if code else "completed"
         died = -code if code and code < 0 else None
         running.row |= {"state": running.ended_as or by_itself, "exit_code": code, "signal": died}
 
     async def start(self) -> None:
-        """Adopt the agents of an earlier run of the service, and record the end of those that are gone."""
+        """Adopt the agents of an earlier run, and record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         rows = self.storage.read.unfinished_agents(self.settings.project)
         # Before the first await: requests are answered from then on.
@@ -3643,14 +3630,12 @@ class Agents:
             running.end("killed")
 
     async def stop(self) -> None:
-        """Wait for agents that are ending, and leave the others to the next start."""
+        """Wait for those that are ending, and leave the others to the next start."""
         for running in self.active.values():
             running.grace = min(running.grace, 2.0)
         deadline = time.monotonic() + 10.0  # with many agents each look for their processes takes seconds
         while any(running.ending.is_set() for running in self.active.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        if left := [name for name, running in self.active.items() if not running.ending.is_set()]:
-            log.info("agents go on, and the next start finds them: %s", ", ".join(left))
         tasks = [running.task for running in self.active.values() if running.task]
         for task in tasks:
             task.cancel()
@@ -3672,7 +3657,7 @@ class Agents:
 
 
 def end_agent(row: dict[str, Any], events: list[NewEvent], records: Records) -> None:
-    """A job: record an end, its events and the end of its token, for an agent that is in the ledger."""
+    """A job: record an agent's end, its events and the end of its token, where it is in the ledger."""
     if records.agent(row["project"], row["id"]):
         names = ("state", "ended", "exit_code", "signal", "pid")
         records.update_agent(row["id"], **{name: row[name] for name in names})
@@ -3704,7 +3689,7 @@ def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
 class Launcher:
     """Makes what an agent is started with."""
 
-    HOW_TO_HAVE_ONE = "start with --agent-command 'your-agent {prompt}'"  # a command
+    HOW_TO_HAVE_ONE = "start with --agent-command 'your-agent {prompt}'"
     # the variables that a request may set steer no program
     SETTABLE = re.compile(
         r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
@@ -3713,11 +3698,10 @@ class Launcher:
     def __init__(self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: Settings) -> None:
         self.contexts, self.tokens, self.types, self.hooks, self.settings = contexts, tokens, types, hooks, settings
         self._pool, self.url = Pool("launch", 8, 30), ""
-        # what an agent gets of the service's own environment
         self.inherited = {name: os.environ[name] for name in os.environ if not name.startswith("CCO_SIDECAR_")}
 
     def row(self, claims: Claims, body: dict[str, Any]) -> dict[str, Any]:
-        """The row of a new agent, which may no more than its type, than was asked for, than its spawner."""
+        """The row of an agent that may no more than its type, than was asked for, than its spawner."""
         category = CATEGORIES[self.types.categories[body["agent_type"]]]
         asked, own = body.get("permissions"), set(claims.permissions)
         own |= {WRITE} if CATEGORIES[self.types.categories[claims.agent_type]].people else set()
@@ -3755,7 +3739,7 @@ class Launcher:
         return self.SETTABLE.fullmatch(variable) is not None
 
     async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
-        """Write the files; the command, with an environment that ``asked`` adds to. Raises AGT_001, OSError."""
+        """Write the files; the command, whose environment ``asked`` adds to. Raises AGT_001, OSError."""
         row, root, launch = running.row, str(self.settings.root), self.launch(running, files)
         texts = {"prompt": launch.prompt, "task": launch.task, "token": running.token}
         files = files | {name: text.encode() for name, text in texts.items()}
@@ -3778,9 +3762,8 @@ class Launcher:
         if found is None:
             raise ApiError("AGT_001", f"No agent command: {self.HOW_TO_HAVE_ONE}")
         command = found if isinstance(found, AgentCommand) else AgentCommand(found)
-        fields = msgspec.structs.asdict(launch).items()
-        values = {"{" + name + "}": value for name, value in fields if isinstance(value, str)}
-        fill = functools.partial(re.compile("|".join(map(re.escape, values))).sub, lambda match: values[match[0]])
+        values = {name: value for name, value in msgspec.structs.asdict(launch).items() if isinstance(value, str)}
+        fill = functools.partial(re.compile(r"\{(\w+)\}").sub, lambda match: values.get(match[1], match[0]))
         environment = {name: fill(value) for name, value in command.environment.items()}
         return AgentCommand([*map(fill, command.argv)], fill(command.stdin), environment)
 
@@ -3793,7 +3776,7 @@ class Processes:
     """
 
     LOOK = 0.1  # seconds between two looks at a running agent
-    OUTPUT = "output.log"  # in the agent's folder
+    OUTPUT = "output.log"
 
     def __init__(self, settings: Settings) -> None:
         self._root, self._pool = settings.root, Pool("processes", 8, 20)
@@ -3840,26 +3823,25 @@ class Processes:
                 return
             passed = time.monotonic() - began
             force = passed >= running.grace
-            for identity, member in members.items():
-                if force or identity not in asked:
-                    with contextlib.suppress(psutil.Error, OSError):  # it has just ended
-                        member.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM) if force else signal.SIGTERM)
-            asked |= members.keys()
+            for member in members if force else members - asked:
+                with contextlib.suppress(psutil.Error, OSError):  # it has just ended
+                    member.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM) if force else signal.SIGTERM)
+            asked |= members
             await asyncio.sleep(0.02 if passed < 1 else 0.1)
 
-    async def members(self, running: Running) -> dict[Any, Any]:
-        """The living ones by their identity: each has a ``send_signal`` that reaches no other. Raises TimeoutError."""
+    async def members(self, running: Running) -> set[Any]:
+        """The living processes: each has a ``send_signal`` that reaches no other. Raises TimeoutError."""
         return await self._pool.run(self._find, running)
 
-    def _find(self, running: Running) -> dict[Any, Any]:
+    def _find(self, running: Running) -> set[Any]:
         first, marker = None if running.exited else running.row["pid"], str(running.folder / "token")
         session_of = getattr(os, "getsid", int)  # Windows has no sessions: of that the first process alone
-        found = []
+        found = set[psutil.Process]()
         for item in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is another user's
                 if item.environ().get("CCO_TOKEN_FILE") == marker or (first and session_of(item.pid) == first):
-                    found += [item, *item.children(recursive=True)]
-        return {item: item for item in found}
+                    found |= {item, *item.children(recursive=True)}
+        return found
 
 
 @dataclasses.dataclass(eq=False)
@@ -3870,7 +3852,7 @@ class Running:
     folder: Path
     task: asyncio.Task[Any] | None = None  # that spawns it, then the one that watches it
     token: str = ""
-    child: subprocess.Popen[bytes] | None = None  # where we have started its first process ourselves
+    child: subprocess.Popen[bytes] | None = None  # where we have started it ourselves
     grace: float = 5.0  # seconds between SIGTERM and SIGKILL
     began: float = dataclasses.field(default_factory=time.monotonic)
     ended_as: AgentState | None = None  # set where it does not end by itself
@@ -3881,7 +3863,8 @@ class Running:
 
     def end(self, how: AgentState) -> None:
         """Have it ended, unless it has just ended by itself."""
-        self.ended_as = self.ended_as or (None if self.exited else how)
+        if not self.exited:
+            self.ended_as = self.ended_as or how
         self.ending.set()
 
     def exit(self, code: int | None = None, moment: float | None = None) -> None:
@@ -3920,10 +3903,10 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
 
 
 class AgentCommand(Struct):
-    """A command that runs an agent, with placeholders such as ``{prompt}``; ``stdin`` is a file, "" for none."""
+    """A command that runs an agent, with placeholders such as ``{prompt}``."""
 
     argv: Argv
-    stdin: str = ""
+    stdin: str = ""  # a file
     environment: dict[str, str] = {}
 
 

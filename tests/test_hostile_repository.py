@@ -107,7 +107,7 @@ def test_programs_in_a_submodule_are_not_run_either(
 
 @pytest.mark.parametrize("clean", ["no-such-program %f", "false", "kill -9 $$"])
 def test_where_a_filter_of_the_users_own_fails_git_is_asked_without_it(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: str
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, clean: str
 ) -> None:
     (tmp_path / "gitconfig").write_text(f'[filter "mine"]\n\tclean = {clean}\n\trequired = true\n')
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
@@ -116,6 +116,7 @@ def test_where_a_filter_of_the_users_own_fails_git_is_asked_without_it(
     names, found, _ = cco_sidecar.Project(repository, tmp_path).ask()
     changes = {change.path: change.diff for change in found.uncommitted_changes}
     assert changes == {".gitattributes": None, "src/main.py": "+1 -1"} and "src/greeting.py" in names
+    assert f"git goes on without the external filter '{clean.removesuffix(' %f')}" in caplog.text
 
 
 def test_a_filter_of_the_users_own_goes_on_working(

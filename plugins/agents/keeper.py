@@ -102,6 +102,8 @@ class NotingAgents(Agents):
 
     async def stop(self) -> None:
         await super().stop()
+        if left := [name for name, running in self.active.items() if not running.ending.is_set()]:
+            log.info("agents go on, and the next start finds them: %s", ", ".join(left))
         if isinstance(self.processes, KeptProcesses):
             await self.processes.close()
 
@@ -187,10 +189,10 @@ class KeptProcesses(Processes):
     def look(self, running: Running) -> None:
         """The keeper and the survey tell of ends."""
 
-    async def members(self, running: Running) -> dict[Any, Any]:
+    async def members(self, running: Running) -> set[Any]:
         kept, seen = self.kept[running.row["id"]], await self._census.look()
-        members = {item.identity: item for item in seen.members(kept.proof)}
-        kept.proof.known |= members.keys()
+        members = set(seen.members(kept.proof))
+        kept.proof.known |= {item.identity for item in members}
         return members
 
     async def _hear_keeper(self, kept: KeptProcess) -> None:
@@ -621,8 +623,10 @@ class StampedOutput(WholeOutput):
 # -- processes: which ones are an agent's, and signals to no others
 
 
-class Seen(Struct, frozen=True):
-    """A living process as a census found it. ``mark`` is 0, and ``marker`` empty, where it carries none."""
+class Seen(Struct, frozen=True, eq=False):
+    """A living process as a census found it; equal is what has its identity. ``mark`` is 0, and ``marker`` empty, where
+    it carries none.
+    """
 
     pid: int
     birth: str
@@ -638,6 +642,12 @@ class Seen(Struct, frozen=True):
     @property
     def identity(self) -> Identity:
         return self.pid, self.birth
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Seen) and other.identity == self.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
 
     def send_signal(self, number: int) -> bool:
         """Signal exactly the process that a census found, and no later one with its number; whether it was there."""

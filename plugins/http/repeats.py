@@ -87,7 +87,8 @@ class RepeatedAgents(Agents):
         if running and not running.token:  # it is being adopted at this moment
             running.token = self.launcher.token(row)
         token = running.token if running else ""
-        return msgspec.json.encode(spawned | {"process_id": row["pid"], "state": row["state"], "jwt_token": token})
+        facts = {"process_id": row["pid"], "jwt_token": token, "environment_ignored": [], "state": row["state"]}
+        return msgspec.json.encode(spawned | facts)
 
 
 class IdempotencyTicket:

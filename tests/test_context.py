@@ -1423,7 +1423,7 @@ def test_redactions_are_said_and_counted(make_service: MakeService, repository: 
         ("go.mod", "config"), ("CMakeLists.txt", "config"), ("x.gemspec", "config"), ("Dockerfile.dev", "config"),
         ("app/views/show.html.erb", "source"), ("lib/web/show.html.heex", "source"), ("config/database.yml.erb", "config"), ("guide.adoc", "docs"),
         ("src/payroll.cob", "source"), ("test/test_solver.f90", "test"), ("contracts/token/Token.sol", "source"), ("MODULE.bazel", "config"),
-        ("dune-project", "config"), ("chart/templates/_helpers.tpl", "source"),
+        ("dune-project", "config"), ("chart/templates/_helpers.tpl", "source"), ("src/main/java/acme/test/Probe.java", "source"),
     ],
 )  # fmt: skip
 def test_the_kind_of_a_file(path: str, kind: str) -> None:
@@ -1435,6 +1435,7 @@ ALONE_KINDS = {  # where the module's own rules are too plain
     "README": "other", "LICENSE": "other", "requirements.txt": "docs", "requirements-dev.txt": "docs",
     "src/UserTest.java": "source", "go.mod": "other", "CMakeLists.txt": "docs", "x.gemspec": "other", "Dockerfile.dev": "other",
     "MODULE.bazel": "other", "dune-project": "other", "chart/templates/_helpers.tpl": "other",
+    "src/main/java/acme/test/Probe.java": "test",
 }  # fmt: skip
 
 

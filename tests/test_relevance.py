@@ -167,6 +167,8 @@ def test_a_scan_for_few_words_reads_not_more_than_it_has_time_for(
     [
         ("SessionCookie", "session cookie sessioncookie"), ("save_cookie", "save cookie savecookie"), ("HTTPServer2", "http server 2 httpserver2"),
         ("word", "word"), ("__init__", "init"), ("größe", "größe"), ("x" * 100, ""), ("utf8", "utf 8 utf8"),
+        ("死锁", "死锁"), ("两段锁协议", "两段 段锁 锁协 协议 两段锁协议"), ("与NEXT_Lock", "与 next lock 与nextlock"), ("支払い処理", "支払 払い い処 処理 支払い処理"),
+        ("결제", "결제"), ("größeÄnderung_x", "größeänderung x größeänderungx"),
     ],
 )  # fmt: skip
 def test_an_identifier_is_taken_apart(identifier: str, words: str) -> None:
@@ -208,6 +210,8 @@ def test_stems_are_those_of_the_index() -> None:
         ("src/makefile_reader.py", "source", True), ("src/makefile.py", "source", True), ("lab/plot.ipynb", "source", True), ("tests/plot.ipynb", "test", True), ("tests/CMakeLists.txt", "other", True), ("vendor/x/go.mod", "other", False),
         ("src/payroll.cob", "source", True), ("src/lexer.ml", "source", True), ("contracts/token/Token.sol", "source", True), ("t/001_base.t", "test", True),
         ("chart/templates/_helpers.tpl", "source", True), ("Directory.Packages.props", "config", True), ("dune", "config", True),
+        ("app/src/main/java/com/example/demo/Cart.java", "source", True), ("x/src/commonMain/kotlin/org/samples/App.kt", "source", True),
+        ("test/src/main/scala/acme/test/Probe.scala", "test", True), ("examples/a/src/main/java/acme/A.java", "aux", True),
     ],
 )  # fmt: skip
 def test_a_path_says_what_a_file_is(path: str, kind: str, indexed: bool) -> None:
@@ -493,6 +497,30 @@ def test_uncommitted_changes_and_earlier_agents_files_are_lifted(shop: Repositor
     }
     first = shop.rank("anything", outputs=[output])[0]
     assert (first.path, first.reasons[0]) == ("shop/money.py", "changed by an earlier agent")
+
+
+@pytest.mark.parametrize(
+    ("line", "task"),
+    [
+        ("# 两段锁协议可能会产生死锁", "修复死锁检测的错误"), ("# 支払いの処理を行う", "支払処理が失敗する"),
+        ("# 결제를 처리한다", "결제가 실패한다"), ("# 缓存会在Redis里保存", "为什么Redis里的缓存丢失"),
+    ],
+)  # fmt: skip
+def test_a_task_is_found_where_no_blank_parts_its_words(empty: Repository, line: str, task: str) -> None:
+    for number, other in enumerate(
+        ["# 数组与矩阵的排序", "# 注文の一覧を表示", "# 주문을 보여준다", line, "pass", "# plain"]
+    ):
+        empty.put(f"m{number}.py", f"{other}\n")
+    assert [item.path for item in empty.rank(task) if item.matched][:1] == ["m3.py"]
+    assert [item.path for item in keywords_of(empty, task) if item.matched][:1] == ["m3.py"]
+
+
+@pytest.mark.parametrize("package", ["com/example/demo", "org/samples/apps", "acme/tools/test"])
+def test_the_name_of_a_package_makes_no_example_of_its_source(empty: Repository, package: str) -> None:
+    empty.put(f"src/main/java/{package}/Bookmarks.java", "class Bookmarks { void loading() {} }\n")
+    empty.put(f"src/test/java/{package}/BookmarksTest.java", "class BookmarksTest { void loading() {} }\n")
+    paths = empty.paths("Show that bookmarks are loading", agent="java-specialist")
+    assert paths[0] == f"src/main/java/{package}/Bookmarks.java", paths
 
 
 def test_an_earlier_decision_is_part_of_the_query(shop: Repository) -> None:

@@ -13,10 +13,20 @@ IDENTIFIER = re.compile(r"\w+")
 PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 
+# Chinese, Japanese and Korean put no blank between words, or join particles to them.
+UNSPACED = "\u3005\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+SCRIPTS = re.compile(f"([{UNSPACED}]+)|([^_{UNSPACED}]+)")
+
+
 def parts_of(identifier: str) -> list[str]:
+    """Its words in lower case; where nothing parts them, each two letters that stand together."""
     if identifier.isascii():
         return [part.lower() for part in PARTS.findall(identifier)]
-    return [part for part in identifier.lower().split("_") if part]
+    parts = list[str]()
+    for unspaced, spaced in SCRIPTS.findall(identifier):
+        parts += [unspaced[start : start + 2] for start in range(max(1, len(unspaced) - 1))] if unspaced else []
+        parts += parts_of(spaced) if spaced.isascii() else [spaced.lower()]
+    return parts
 
 
 class Splitter(dict[str, str]):
@@ -29,7 +39,7 @@ class Splitter(dict[str, str]):
         parts = parts_of(identifier) if len(identifier) <= self.LONGEST else []
         if len(self) >= self.LIMIT:
             self.clear()
-        found = self[identifier] = " ".join([*parts, "".join(parts)] if len(parts) > 1 else parts)
+        found = self[identifier] = " ".join([*parts, run_together(identifier)] if len(parts) > 1 else parts)
         return found
 
     def text(self, text: str) -> str:
@@ -80,7 +90,8 @@ def bare_stem(path: str) -> str:
 
 
 def run_together(name: str) -> str:
-    return "".join(parts_of(name))
+    """Its letters and digits alone, in lower case."""
+    return "".join(re.findall(r"[^\W_]+", name)).lower()
 
 
 TEST_AFFIX = late_pattern(

@@ -15,7 +15,7 @@ from cco_sidecar_plugins._patterns import late_pattern
 @functools.lru_cache(100_000)
 def kind_of(path: str) -> str:
     """source, test, docs, config or other (vendored, locked and minified files too), by a file's path alone."""
-    *folders, name = path.lower().split("/")
+    folders, name = telling_folders(path), path.rpartition("/")[2].lower()
     language, stem = language_of(path), name.rpartition(".")[0]
     if MADE_NAME.search(name) or not FOREIGN_FOLDERS.isdisjoint(folders):
         return "other"
@@ -35,6 +35,14 @@ def kind_of(path: str) -> str:
     return "docs" if folders and folders[0] in ("docs", "doc") else "source"
 
 
+def telling_folders(path: str) -> list[str]:
+    """The folders above a file, in lower case; below src/main/java they are parts of a package's name, be it
+    com.example.demo.test, and tell nothing.
+    """
+    return SOURCE_ROOT.split(path.lower(), maxsplit=1)[0].split("/")[:-1]
+
+
+SOURCE_ROOT = late_pattern(r"(?<=src/)\w{0,30}main/(java|kotlin|scala|groovy|clojure)/")  # of Maven and Gradle
 MADE_NAME = late_pattern(r"(\.min\.(js|css)|-lock\.(json|yaml)|\.lock|\.map|\.snap)$")
 FOREIGN_FOLDERS = frozenset({"vendor", "node_modules", "third_party"})
 TEST_FOLDERS = frozenset("test tests testing spec specs __tests__ e2e testdata fixtures".split())

@@ -6,7 +6,7 @@ import re
 
 from cco_sidecar import DATA, PROSE, language_of
 from cco_sidecar_plugins._patterns import late_pattern
-from cco_sidecar_plugins.context._kinds import is_build_file
+from cco_sidecar_plugins.context._kinds import is_build_file, telling_folders
 from cco_sidecar_plugins.context._withheld import is_secret
 
 MARKUP = frozenset("html css sql protobuf graphql terraform shell powershell".split())
@@ -43,12 +43,12 @@ PLAIN_NAMES = frozenset("readme license changelog changes contributing authors n
 
 def classify(path: str) -> tuple[str, bool]:
     """(kind, whether its content is worth indexing) by the path alone; kinds are those of KIND_FACTORS, and secret."""
-    *folders, name = path.split("/")
-    places = {folder.lower() for folder in folders}
+    name, folders = path.rpartition("/")[2], telling_folders(path)
+    places = set(folders)
     language = language_of(path)
     if is_secret(path):
         return "secret", False
-    if FOREIGN_FOLDERS & places or folders[:1] == ["build"]:  # deeper down a folder called build may well be source
+    if FOREIGN_FOLDERS & places or path.startswith("build/"):  # deeper down a folder called build may well be source
         return "other", False
     if DATA_NAME.search(name):
         return "other", False

@@ -110,7 +110,7 @@ def adjacent_words(text: str) -> Iterator[str]:
         if not parts or len(token) > Splitter.LONGEST:
             last = ""
         elif last and len(parts) > 1:
-            last = "".join(parts)  # which follows the parts in indexed text
+            last = run_together(token)  # which follows the parts in indexed text
 
 
 def texts_of(request: RankRequest, decisions: bool = True) -> list[tuple[str, float]]:

@@ -24,6 +24,7 @@ from cco_sidecar import (
     read_text_file,
 )
 from cco_sidecar_plugins.context._first_files import FIRST_FILES
+from cco_sidecar_plugins.context._identifiers import parts_of
 from cco_sidecar_plugins.context._kinds import SPOKEN_KIND, kind_of, kinds_of_task, reading_of
 from cco_sidecar_plugins.context._languages import spoken_by
 from cco_sidecar_plugins.context._stop_words import NO_MATCH, STOP_WORDS
@@ -153,7 +154,7 @@ SUBWORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 def content_words(text: str) -> Iterator[str]:
     """The words of a text in lower case, identifiers as written and in their parts, without STOP_WORDS."""
     for token in re.findall(r"\w+", text):
-        parts = SUBWORD.findall(token) if token.isascii() else token.split("_")
+        parts = SUBWORD.findall(token) if token.isascii() else parts_of(token)
         for word in dict.fromkeys(part.lower() for part in (token, *parts)):
             if word not in STOP_WORDS and (1 if not word.isascii() else 2) <= len(word) <= 80:  # longer is encoded data
                 yield word

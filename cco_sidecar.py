@@ -902,9 +902,8 @@ def prepare_storage_folder(settings: Settings) -> None:
 
 
 def make_private(path: Path, trusted: bool = False) -> None:
-    """Take the permissions of group and others from ``path``. Raises StartError for a link, for what is no file where
-    one belongs, for another user's file and for one that others can write, unless it is ``trusted`` (an empty folder
-    holds nothing that they have changed).
+    """Take the permissions of group and others from ``path``. Raises StartError for what somebody else made or may have
+    changed; ``trusted`` is a folder that was empty.
     """
     facts = path.lstat()
     if stat.S_ISLNK(facts.st_mode):
@@ -925,8 +924,8 @@ def make_private(path: Path, trusted: bool = False) -> None:
 
 @contextlib.contextmanager
 def instance_lock(folder: Path) -> Iterator[None]:
-    """Hold a storage folder by OS locks, which die with this process: of its file ``lock`` and, lest that is deleted,
-    of the folder. Raises StartError where another process has it.
+    """Hold a storage folder by OS locks, of its file ``lock`` and, lest that is deleted, of the folder. Raises
+    StartError where another process has it.
     """
     places = {folder / "lock": os.O_RDWR | os.O_CREAT} | ({} if sys.platform == "win32" else {folder: os.O_RDONLY})
     with contextlib.ExitStack() as held:
@@ -997,7 +996,7 @@ class Metrics:
 
 
 class Route:
-    """A method and a path whose ``{names}`` are handed to the endpoint's ``respond``; HEAD goes where GET goes."""
+    """A method and a path whose ``{names}`` the endpoint's ``respond`` gets; HEAD goes where GET goes."""
 
     def __init__(self, method: str, path: str, endpoint: type[Endpoint]) -> None:
         self.method, self.path, self.endpoint = method, path, endpoint
@@ -1070,15 +1069,14 @@ class Server(tornado.httpserver.HTTPServer):
 
 @tornado.web.stream_request_body
 class Handler(tornado.web.RequestHandler):
-    """A request of Tornado's: its body, the whole answer with our headers, errors in our words, one line in the log."""
+    """A request: its body, the whole answer with our headers, errors in our words, one line in the log."""
 
     max_body: ClassVar[int] = MB
     failure: ClassVar[str] = "STR_002"  # the code of an unexpected error
     cache_control: ClassVar[str] = "no-store"
     content_type = "application/json"
-    acted_on: dict[str, str] | None = None  # ids of what it is about, beside those that path, body and answer name
+    acted_on: dict[str, str] | None = None  # ids that it is about, beside those of path, body and answer
 
-    ONE_PIECE = 256 * 1024  # bytes of an answer that is copied behind its headers: writing twice takes longer
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
     # Thousands of long polls are parked in instances: slots keep them small.
@@ -1093,7 +1091,7 @@ class Handler(tornado.web.RequestHandler):
     _accounted = False
 
     def initialize(self) -> None:
-        del self.ui  # Tornado's template helpers: half a kilobyte that a parked poll need not hold
+        del self.ui  # template helpers: half a kilobyte that a parked poll need not hold
         self.request_id = f"req-{random.getrandbits(128):032x}"
         self.claims = NOBODY
         self.allowance: Mapping[str, str] = {}  # headers
@@ -1118,7 +1116,7 @@ class Handler(tornado.web.RequestHandler):
 
     def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
         for name, value in () if self._headers_written else self.common_headers().items():
-            self._headers[name] = value  # set_header checks each anew, which is a tenth of a small answer's cost
+            self._headers[name] = value  # set_header's check is a tenth of a small answer's cost
         return super().flush(include_footers)
 
     def common_headers(self) -> dict[str, str]:
@@ -1141,12 +1139,12 @@ class Handler(tornado.web.RequestHandler):
         self.on_connection_close()  # Tornado only tells of clients that close it
 
     def compute_etag(self) -> None:
-        """None: Tornado would hash every answer; contexts have an ETag of their own."""
+        """None: Tornado would hash every answer."""
 
     # -- errors
 
     def error_content(self, error: ApiError) -> bytes:
-        """The body of a refusal, whose status and headers it sets."""
+        """The body of a refusal; sets its status and headers."""
         error.__context__ = error.__traceback__ = None  # a cycle of frames and the answer
         self.error = error
         self.allowance = self.allowance or error.allowance
@@ -1186,7 +1184,7 @@ class Handler(tornado.web.RequestHandler):
         self.finished(status, seconds)
 
     def finished(self, status: int, seconds: float) -> None:
-        """Log the request: ``status`` 499 is a hang-up, ``seconds`` are without those of a long poll."""
+        """Log the request: ``status`` 499 is a hang-up."""
         who, code = self.claims.sub or "-", self.error.code if self.error else "-"
         asked = without_tokens(f"{self.request.method} {self.request.path}")
         self.log("%s %s %d %.1f ms %s %s", self.request_id, asked, status, seconds * 1000, who, code)
@@ -1198,9 +1196,8 @@ class Handler(tornado.web.RequestHandler):
 class Endpoint(Handler):
     """The base of every endpoint. A subclass says what it requires in class attributes and implements ``respond``.
 
-    ``respond`` gets the values of the path's names, in order, and, where ``body`` is set, the validated body as a dict;
-    ``self.query`` holds the parameters. It returns what becomes the JSON of the answer, or ready bytes of it, or raises
-    ApiError.
+    ``respond`` gets the values of the path's names and, where ``body`` is set, the validated body as a dict;
+    ``self.query`` holds the parameters. It returns what becomes the answer's JSON, or ready bytes, or raises ApiError.
     """
 
     permission: ClassVar[str | None] = None
@@ -1210,8 +1207,6 @@ class Endpoint(Handler):
     status: ClassVar[int] = 200  # of an answer
     max_line: ClassVar[int] = MAX_LINE
     invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
-    holds_token: ClassVar[bool] = False  # in the answer: no plugin compresses or keeps it
-    heeds_keys: ClassVar[bool] = False  # a repeat with the same Idempotency-Key is not done again
     aside: ClassVar[bool] = False  # sent by an agent's program unasked: not limited
     ANSWER_SECONDS: float | None = 150.0  # the last limit for all that an answer waits for
 
@@ -1219,9 +1214,7 @@ class Endpoint(Handler):
     given: dict[str, Any] | None = None  # the body, once it is known to be about the token's project
 
     async def prepare(self) -> None:
-        """Check what is known before the body. A refusal is kept in ``error`` until a short body has come: then the
-        connection goes on.
-        """
+        """Check what is known before the body. A refusal waits for a short body: then the connection goes on."""
         request, sidecar = self.request, self.sidecar
         stated = request.headers.get("Content-Length", "")[:18]  # Tornado refuses later what is no number
         length = math.inf if "Transfer-Encoding" in request.headers else int(stated) if stated.isdecimal() else 0
@@ -1271,10 +1264,9 @@ class Endpoint(Handler):
             self.sidecar.tokens.check_revoked(self.claims.sub)  # while the body came
             if self.body is not None:
                 await self._read_body()
+            self.set_status(self.status)  # ``respond`` may set another
             answer = await self.work(path)
         if not self._finished:
-            if self.get_status() == 200:  # ``respond`` may have set another
-                self.set_status(self.status)
             await self.send(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
 
     def _read_path_and_query(self, path: tuple[str, ...]) -> None:
@@ -1292,13 +1284,13 @@ class Endpoint(Handler):
         request.arguments = request.query_arguments = request.body_arguments = {}  # no need to park these
 
     async def work(self, path: tuple[str, ...]) -> Any:
-        """The answer to a request that was checked. Plugins stand around it."""
-        if self.body is not None and not self.heeds_keys and "Idempotency-Key" in self.request.headers:
+        """The answer to a request that was checked."""
+        if self.body is not None and "Idempotency-Key" in self.request.headers:
             raise ApiError("REQ_001", "Nothing was done: an Idempotency-Key needs the plugin repeats")
         return await (self.respond(*path) if self.body is None else self.respond(*path, body=self.given))
 
     async def _read_body(self) -> None:
-        """Take the body, which has to satisfy ``self.body`` and be about the token's project and issue."""
+        """Take the body, which must satisfy ``self.body`` and be about the token's project and issue."""
         media_type = self.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
         coding = self.request.headers.get("Content-Encoding", "").strip()
         if media_type != "application/json" or coding:
@@ -1326,12 +1318,7 @@ class Endpoint(Handler):
             raise tornado.iostream.StreamClosedError
         if content:
             self._headers["Content-Type"] = "application/json" if self.error else self.content_type
-        if len(content) <= self.ONE_PIECE or self.request.method == "HEAD":
-            return await self._taken(self.finish(content or None))  # not even an empty chunk after a 204 or 304
-        self.set_header("Content-Length", str(len(content)))
-        await self._taken(self.flush())
-        await self._taken(typing.cast(Any, self.request.connection).write(content))  # ``finish`` would copy it
-        self.finish()
+        await self._taken(self.finish(content or None))  # not even an empty chunk after a 204 or 304
 
     def _unexpected(self, error: Exception) -> ApiError:
         if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
@@ -1349,8 +1336,9 @@ class Endpoint(Handler):
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
-    """``value`` as ``shape``; raises ApiError(code) that names the bad field, in ``details.path`` too. A query's texts
-    are not ``strict``, but their numbers are digits alone: msgspec also reads 1e3, 5.0, -0 and null as whole numbers.
+    """``value`` as ``shape``; raises ApiError(code) that names the bad field, such as ``result.files_created[3].path``,
+    in ``details.path`` too. A query's texts are not ``strict``, but their numbers are digits alone: msgspec also reads
+    1e3, 5.0, -0 and null as whole numbers.
     """
     try:
         converted = msgspec.convert(value, shape, strict=strict)
@@ -1360,22 +1348,18 @@ def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = Tru
                 raise msgspec.ValidationError(f"Expected digits, or true or false for a switch - at `$.{name}`")
         return converted
     except msgspec.ValidationError as error:
-        problem, path = bad_field(str(error))
+        message = str(error)
+        problem, _, place = message.rpartition(" - at ") if " - at " in message else (message, "", "")
+        path = place.removeprefix("`key` in ").strip("`$").removeprefix(".")
+        if missing := re.search(r"missing required field `(.+)`", problem):
+            path = f"{path}.{missing[1]}".lstrip(".")
+        path = path or "$"
         where = "" if path == "$" else f" - at `$.{path}`"
         raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path}) from None
 
 
 # the same contexts and events are asked for again and again
 read_query = functools.lru_cache(128)(lambda shape, *arguments: convert(dict(arguments), shape, strict=False))
-
-
-def bad_field(message: str) -> tuple[str, str]:
-    """(problem, path) of an error of msgspec; a path is as ``result.files_created[3].path``, or ``$`` for the body."""
-    problem, _, place = message.rpartition(" - at ") if " - at " in message else (message, "", "")
-    path = place.removeprefix("`key` in ").strip("`$").removeprefix(".")
-    if missing := re.search(r"missing required field `(.+)`", problem):
-        path = f"{path}.{missing[1]}".lstrip(".")
-    return problem, path or "$"
 
 
 def too_large(limit: int) -> ApiError:
@@ -1407,9 +1391,7 @@ class UnknownRoute(Endpoint):
         raise self.refusal()
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        if status_code == 405:  # of a method that Tornado does not know
-            return self.answer_early(self.refusal())
-        super().write_error(status_code, **kwargs)
+        self.answer_early(self.refusal())  # of a method that Tornado does not know
 
     def refusal(self) -> ApiError:
         if not (allowed := self.allowed_methods()):
@@ -1442,8 +1424,8 @@ def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
 
 @functools.lru_cache(64)
 def host_allowed(host: str, allowed: frozenset[str]) -> bool:
-    """Whether a Host header may be answered: it names one of ``allowed``, or a loopback address, or with "*" in it any
-    address. Rebinding needs a name.
+    """Whether a Host header names one of ``allowed``, a loopback address or, with "*" in it, any address: rebinding
+    needs a name.
     """
     name = host.lower()
     match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(?::([0-9]{0,5}))?", name)
@@ -1548,7 +1530,6 @@ class SpawnAgent(Endpoint):
     body = SpawnRequest
     status = 201
     failure = "AGT_001"
-    holds_token = True
 
     async def respond(self, body: dict[str, Any]) -> dict[str, Any]:
         return await self.sidecar.agents.spawn(self.claims, body)
@@ -1560,7 +1541,7 @@ class AgentEndpoint(Endpoint):
     permission = READ
 
     def find(self, agent_id: str) -> dict[str, Any]:
-        """The agent's row; raises REQ_002, and AUTH_003 where it works on another issue than the token's."""
+        """The agent's row. Raises REQ_002, and AUTH_003 where it works on another issue than the token's."""
         row = self.sidecar.agents.find(self.claims.project_id, agent_id)
         self.acted_on = {"issue_id": row["issue"]}
         self.sidecar.tokens.check_issue(self.claims, row["issue"])
@@ -1593,8 +1574,8 @@ class GetHealth(Endpoint):
 
     async def respond(self) -> dict[str, Any]:
         sidecar, checks = self.sidecar, await self.checks()
-        healthy = checks["storage"] == checks["event_bus"] == "healthy"
-        self.set_status(200 if healthy else 503)
+        if not (healthy := checks["storage"] == checks["event_bus"] == "healthy"):
+            self.set_status(503)
         return {
             "status": "healthy" if healthy else "unhealthy", "service": "orchestration-sidecar", "version": __version__,
             "uptime_seconds": int(time.monotonic() - sidecar.metrics.began), "project_id": sidecar.settings.project,

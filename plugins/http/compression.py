@@ -1,4 +1,4 @@
-"""Answers as gzip (RFC 1952) where the client takes it; a context is compressed once."""
+"""Answers as gzip (RFC 1952) where the client takes it; a context is compressed once. What stays long is not copied."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 import collections
 import functools
 import re
+import typing
 import zlib
 from collections.abc import Coroutine
 from typing import Any, ClassVar
 
-from cco_sidecar import MB, Endpoint, hookimpl
+from cco_sidecar import MB, Endpoint, SpawnAgent, hookimpl
 
 
 @hookimpl
@@ -20,8 +21,11 @@ def part_class(base: type) -> type | None:
     return type("CompressedEndpoint", (CompressedEndpoint, base), {"compression": Compression()})
 
 
+ONE_PIECE = 256 * 1024  # bytes of an answer that is copied behind its head: writing twice takes longer
+
+
 class CompressedEndpoint(Endpoint):
-    """Sends what is long as gzip."""
+    """Sends what is long as gzip, and what is still long without a copy."""
 
     compression: ClassVar[Compression]
 
@@ -30,7 +34,14 @@ class CompressedEndpoint(Endpoint):
         return super().send(content) if short else self._send_filtered(content)
 
     async def _send_filtered(self, content: bytes) -> None:
-        await super().send(await self.compression.filter(self, content))
+        content = await self.compression.filter(self, content)
+        if len(content) <= ONE_PIECE or self.request.method == "HEAD" or self.hang_up.happened:
+            return await super().send(content)
+        self.set_header("Content-Type", self.content_type)
+        self.set_header("Content-Length", str(len(content)))
+        await self._taken(self.flush())
+        await self._taken(typing.cast(Any, self.request.connection).write(content))
+        self.finish()
 
 
 class Compression:
@@ -50,7 +61,7 @@ class Compression:
         """The answer as sent; one that holds a token stays as it is: its compressed length would tell of it
         (BREACH).
         """
-        if endpoint.holds_token:
+        if getattr(endpoint, "holds_token", isinstance(endpoint, SpawnAgent)):
             return content
         etag = endpoint._headers.get("ETag")
         if "Accept-Encoding" not in (vary := endpoint._headers.get("Vary", "")):

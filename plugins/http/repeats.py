@@ -53,11 +53,12 @@ def takes_keys(endpoint: type[Endpoint]) -> bool:
 class RepeatedEndpoint(Endpoint):
     """Answers a repeat with the first answer, and does what is new under a lock of its key."""
 
-    heeds_keys = True
-
     def work(self, path: tuple[str, ...]) -> Coroutine[Any, Any, Any]:
         keys = self.request.headers.get_list("Idempotency-Key")
-        return self._work_once("\n".join(keys), path) if keys and takes_keys(type(self)) else super().work(path)
+        if not keys:
+            return super().work(path)
+        del self.request.headers["Idempotency-Key"]  # which the core refuses
+        return self._work_once("\n".join(keys), path) if takes_keys(type(self)) else super().work(path)
 
     async def _work_once(self, key: str, path: tuple[str, ...]) -> Any:
         where = f"{self.request.method} {self.request.path}"
@@ -65,14 +66,16 @@ class RepeatedEndpoint(Endpoint):
 
         async def work() -> Any:
             answer = await super(RepeatedEndpoint, self).work(path)
-            await ticket.complete(answer | {"jwt_token": ""} if self.holds_token else answer)
+            await ticket.complete(answer | {"jwt_token": ""} if isinstance(self, SpawnAgent) else answer)
             return answer
 
         answer, first = await ticket.once(work)
         if first is None:
             return answer
         self.set_header("Idempotent-Replay", "true")
-        return typing.cast(RepeatedAgents, self.sidecar.agents).with_token(first) if self.holds_token else first
+        if isinstance(self, SpawnAgent):
+            return typing.cast(RepeatedAgents, self.sidecar.agents).with_token(first)
+        return first
 
 
 class RepeatedAgents(Agents):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from cco_sidecar import MB, ApiError, Endpoint, GetStatus, WaitForEvents, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._steps import go_on
+from cco_sidecar_plugins.http.compression import ONE_PIECE
 
 SHORT = 64 * 1024  # bytes of an answer of which nobody minds how long it waits for its client
 
@@ -128,4 +129,4 @@ class Unsent:
 
 def held(endpoint: Endpoint, content: bytes) -> int:
     """The identity of what waits: of ``content``, which others may wait for too, or of a copy that is sent in one."""
-    return id(content) if len(content) > Endpoint.ONE_PIECE else id(endpoint)
+    return id(content) if len(content) > ONE_PIECE else id(endpoint)

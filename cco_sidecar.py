@@ -1071,9 +1071,9 @@ class Server(tornado.httpserver.HTTPServer):
 class Handler(tornado.web.RequestHandler):
     """A request: its body, the whole answer with our headers, errors in our words, one line in the log."""
 
-    max_body: ClassVar[int] = MB
-    failure: ClassVar[str] = "STR_002"  # the code of an unexpected error
-    cache_control: ClassVar[str] = "no-store"
+    max_body = MB
+    failure = "STR_002"  # the code of an unexpected error
+    cache_control = "no-store"
     content_type = "application/json"
     acted_on: dict[str, str] | None = None  # ids that it is about, beside those of path, body and answer
 
@@ -1200,14 +1200,14 @@ class Endpoint(Handler):
     ``self.query`` holds the parameters. It returns what becomes the answer's JSON, or ready bytes, or raises ApiError.
     """
 
-    permission: ClassVar[str | None] = None
-    public: ClassVar[bool] = False
-    query_type: ClassVar[type[Struct] | None] = None
-    body: ClassVar[type[Struct] | None] = None
-    status: ClassVar[int] = 200  # of an answer
-    max_line: ClassVar[int] = MAX_LINE
-    invalid: ClassVar[str] = "REQ_001"  # the code of a body that does not validate
-    aside: ClassVar[bool] = False  # sent by an agent's program unasked: not limited
+    permission: str | None = None
+    public = False
+    query_type: type[Struct] | None = None
+    body: type[Struct] | None = None
+    status = 200  # of an answer
+    max_line = MAX_LINE
+    invalid = "REQ_001"  # the code of a body that does not validate
+    aside = False  # sent by an agent's program unasked: not limited
     ANSWER_SECONDS: float | None = 150.0  # the last limit for all that an answer waits for
 
     respond: Callable[..., Awaitable[Any]]
@@ -1427,8 +1427,7 @@ def host_allowed(host: str, allowed: frozenset[str]) -> bool:
     """Whether a Host header names one of ``allowed``, a loopback address or, with "*" in it, any address: rebinding
     needs a name.
     """
-    name = host.lower()
-    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(?::([0-9]{0,5}))?", name)
+    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]*)(?::([0-9]{0,5}))?", host.lower())
     if not match or not 0 < int(match[2] or 1) < 65536:  # an empty port is the scheme's own (RFC 3986, 3.2.3)
         return False
     name = match[1].strip("[]").removesuffix(".")

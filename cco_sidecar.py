@@ -2130,8 +2130,7 @@ class Records:
         rows = self.rows(f"select output {MINE} order by seq desc limit ?", project, issue, limit)
         return [row["output"] for row in reversed(rows)]
 
-    # -- agents: a row of ``agent``, beside it one of ``agent_evidence``, and one of ``agent_outcome`` where there is
-    # more to say of an agent; readers get all as one
+    # -- agents: a row of ``agent``, what its token may, and as JSON what else is known; readers get all as one
 
     AGENTS = (
         "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
@@ -2155,15 +2154,12 @@ class Records:
         self.insert("agent_evidence", {"agent": row["id"], **token})
 
     def update_agent(self, id: str, **values: Any) -> None:
-        """Set COLUMNS of ``agent``, and others of ``agent_evidence``; ``seen`` and ``last_call`` are JSON."""
-        for table, key in (("agent_evidence", "agent"), ("agent", "id")):
-            own = {name: value for name, value in values.items() if (name in self.COLUMNS) is (key == "id")}
-            if own:
-                assignments = ", ".join(f"{name} = ?" for name in own)
-                self.change(f"update {table} set {assignments} where {key} = ?", *own.values(), id)
+        """Set COLUMNS."""
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        self.change(f"update agent set {assignments} where id = ?", *values.values(), id)
 
     def add_outcome(self, id: str, **facts: Any) -> None:
-        """Add facts to an agent's outcome; what is None is left out."""
+        """Add what else is known of an agent; what is None is left out."""
         patch = "on conflict do update set outcome = json_patch(outcome, excluded.outcome)"
         self.change(f"insert into agent_outcome values (?, ?) {patch}", id, json.dumps(facts))
 
@@ -2187,13 +2183,12 @@ Write = tuple[Job, "asyncio.Future[Any]"]
 
 
 def agent_row(row: Row) -> dict[str, Any]:
-    """The row as a dict, JSON decoded, with its outcome's facts."""
-    empty = {"permissions": "[]", "seen": "[]", "last_call": "null"}
-    decoded = {name: json.loads(row[name] or default) for name, default in empty.items()}
-    return dict(row) | decoded | {"reason": None} | json.loads(row["outcome"] or "{}")
+    """All that is known of an agent, its JSON decoded."""
+    facts = {"birth": None, "reason": None} | dict(row) | json.loads(row["outcome"] or "{}")
+    return facts | {"permissions": json.loads(row["permissions"] or "[]")}
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x63636F31  # "cco1": says that a database is ours
 
 SCHEMA = """
@@ -2214,31 +2209,22 @@ create index if not exists dead_letter_by_project on dead_letter (project);
 create table if not exists position (
   project text not null, subject text not null, type text not null, filter text not null,
   seq integer not null, moved real not null, primary key (project, subject, type, filter)) without rowid;
-create index if not exists position_by_age on position (moved);
 
 create table if not exists result (
   seq integer primary key autoincrement, id text not null unique, project text not null, issue text not null,
   agent_type text not null, agent_id text not null, category text not null, status text not null, stored real not null,
   proposed text not null, output text not null, body blob not null);
 create index if not exists result_facts on result (project, issue, seq, agent_type, category, status, proposed);
-create index if not exists result_by_agent on result (project, agent_id, seq);
-create index if not exists result_by_type on result (project, agent_type, seq);
-create index if not exists result_by_status on result (project, status, seq);
 
 create table if not exists agent (
   seq integer primary key autoincrement, id text not null unique, project text not null, type text not null,
-  issue text not null, task text not null, parent text, state text not null, pid integer, pid_started real,
+  issue text not null, task text not null, parent text, state text not null, pid integer,
   started real not null, ended real, exit_code integer, signal integer, time_limit real not null);
 create index if not exists agent_by_project on agent (project, state);
 create index if not exists agent_by_issue on agent (project, issue, seq);
-create index if not exists agent_by_type on agent (project, type, seq);
-create index if not exists agent_by_end on agent (project, ended);
 
--- depth, permissions, only_issue: what the agent's token may, and where; birth, seen: its processes; ordered: its end
 create table if not exists agent_evidence (
-  agent text primary key, depth integer not null, permissions text not null, only_issue text,
-  birth text, seen text not null default '[]', ordered integer not null default 0,
-  cpu real, memory integer, peak_memory integer, processes integer, measured real, last_call text) without rowid;
+  agent text primary key, depth integer not null, permissions text not null, only_issue text) without rowid;
 create table if not exists agent_outcome (agent text primary key, outcome text not null) without rowid;  -- JSON
 
 create table if not exists revoked (
@@ -3515,8 +3501,13 @@ class Agents:
     async def begin_watch(self, running: Running) -> None:
         """Write down that an agent is running, and watch it."""
         running.row["state"] = "running"
-        facts = {name: running.row[name] for name in ("id", "state", "pid", "birth")}
-        await self.storage.write(lambda records: records.update_agent(**facts))
+        id, pid, birth = (running.row[name] for name in ("id", "pid", "birth"))
+
+        def job(records: Records) -> None:
+            records.update_agent(id, state="running", pid=pid)
+            records.add_outcome(id, birth=birth)
+
+        await self.storage.write(job)
         running.task = asyncio.create_task(self._watch(running))
 
     async def _give_up(self, running: Running, error: BaseException) -> BaseException:

@@ -104,6 +104,39 @@ def test_the_schema_version_is_recorded_and_a_restart_keeps_the_store(tmp_path: 
     assert with_storage(tmp_path, epoch) == first
 
 
+EARLIER = """
+drop table agent_evidence;
+create table agent_evidence (
+  agent text primary key, depth integer not null, permissions text not null, only_issue text,
+  birth text, seen text not null default '[]', ordered integer not null default 0,
+  cpu real, memory integer, peak_memory integer, processes integer, measured real, last_call text) without rowid;
+insert into agent (id, project, type, issue, task, state, pid, started, ended, exit_code, time_limit)
+  values ('a-1', :project, 'python-specialist', 'i-1', 'look', 'completed', 7, 1.0, 2.0, 0, 60.0);
+insert into agent_evidence values ('a-1', 3, '["read_context"]', null, 'birth', '[[7, "birth"]]', 0,
+  1.5, 2, 3, 4, 5.0, '["GET", "/api/results", 1.5]');
+pragma user_version = 1;
+"""
+
+
+def test_what_the_earlier_version_kept_of_agents_is_told_with_plugins_alone_and_with_plugins_again(
+    make_service: Callable[..., Service],
+) -> None:
+    service = make_service()
+    service.stop()
+    with contextlib.closing(sqlite3.connect(service.storage / Storage.FILE)) as database:
+        database.executescript(EARLIER.replace(":project", f"'{PROJECT}'"))
+    for arguments in ((), ("--no-plugins",), ()):
+        service.arguments = arguments
+        service.start()
+        told = service.client().get("/api/agents/a-1/status").json()
+        assert (told["state"], told["exit_code"], told["pid"]) == ("completed", 0, 7)
+        if not arguments:
+            usage, call = told["usage"], told["last_call"]
+            assert (told["depth"], usage["cpu_seconds"], usage["peak_memory_bytes"]) == (3, 1.5, 3)
+            assert (usage["processes"], call["method"], call["path"]) == (4, "GET", "/api/results")
+        service.stop()
+
+
 def newer(path: Path) -> None:
     with sqlite3.connect(path) as database:
         database.executescript(
@@ -779,7 +812,7 @@ def test_a_position_that_nobody_touched_for_30_days_is_forgotten(tmp_path: Path,
 def statements(scene: Callable[[cco_sidecar.Records], Any]) -> list[str]:
     """How SQLite carries out what ``scene`` reads."""
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
-        database.executescript(cco_sidecar.SCHEMA)
+        database.executescript(cco_sidecar.SCHEMA + plugin("_limit").ForgettingRecords.INDEXES)
         plans: list[str] = []
 
         class Explained(cco_sidecar.Records):

@@ -217,8 +217,8 @@ class Timeline:
         gone = "ended is not null and (ended < ? or pid is null) and"
         for row in self._rows(self._read.AGENTS, gone, after, self._retained):
             agent, result = agent_row(row), latest_result(self._read, self._project, row["id"])["result_id"]
-            more = {"result_id": result, "cpu_seconds": agent["cpu"], "peak_memory_bytes": agent["peak_memory"]}
-            data = agent_facts(agent) | more
+            measured = {"cpu_seconds": agent.get("cpu"), "peak_memory_bytes": agent.get("peak_memory")}
+            data = agent_facts(agent) | measured | {"result_id": result}
             yield row["ended"], "x", row["seq"], ended_entry(row["ended"], data)
 
     # -- results

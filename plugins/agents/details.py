@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 import weakref
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from cco_sidecar import Agents, Endpoint, Running, StoreResult, hookimpl, iso, redact, without_tokens
+from cco_sidecar_plugins.agents._evidence import fact
 from cco_sidecar_plugins.agents.keeper import output_of
 from cco_sidecar_plugins.results._latest import latest_result
 
@@ -91,15 +91,15 @@ class DetailedAgents(Agents):
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
         """By a whole row, with the last lines of its output."""
         call, output = None, output_of(self, row["id"])
-        if row["last_call"] is not None:
-            method, path, moment = row["last_call"]
+        if last_call := fact(row, "last_call"):
+            method, path, moment = last_call
             call = {"method": method, "path": path, "at": iso(moment), "age_seconds": age(moment)}
         written = output.last_written()
         return super().describe(row) | {
             "result_id": row["result_id"], "output_tail": output.tail(20),
             "task": redact(row["task"])[0], "parent": row["parent"], "result_status": row["result_status"],
             "depth": row["depth"] or 1, "state_age_seconds": age(row["ended"] or row["started"]),
-            "usage": None if row["measured"] is None else usage(row), "last_call": call,
+            "usage": None if row.get("measured") is None else usage(row), "last_call": call,
             "last_output_at": written and iso(written), "last_output_age_seconds": written and age(written),
         }  # fmt: skip
 
@@ -125,14 +125,14 @@ class DetailedAgents(Agents):
         row = running.row
         tail = await self.disk.run(lambda: output_of(self, row["id"]).tail(5))
         row["output_tail"] = [line[:300] for line in tail]
-        facts = {name: row.get(name) for name in LIVE} | {"last_call": json.dumps(row.get("last_call"))}
-        self.storage.write_behind(lambda records: records.update_agent(row["id"], **facts))
+        facts = {name: row.get(name) for name in LIVE}
+        self.storage.write_behind(lambda records: records.add_outcome(row["id"], **facts))
 
 
 def usage(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        "cpu_seconds": round(row["cpu"] or 0.0, 3), "memory_bytes": row["memory"] or 0,
-        "peak_memory_bytes": row["peak_memory"] or 0, "processes": row["processes"] or 0,
+        "cpu_seconds": round(row.get("cpu") or 0.0, 3), "memory_bytes": row.get("memory") or 0,
+        "peak_memory_bytes": row.get("peak_memory") or 0, "processes": row.get("processes") or 0,
         "measured_at": iso(row["measured"]), "age_seconds": age(row["measured"]),
     }  # fmt: skip
 

@@ -59,7 +59,7 @@ class EndedAgents(Agents):
         if not running.ended_as:
             try:
                 async with asyncio.timeout(self.NOTING_SECONDS):
-                    await self.storage.write(lambda records: records.update_agent(agent_id, ordered=1))
+                    await self.storage.write(lambda records: records.add_outcome(agent_id, ordered=1))
             except (StorageError, OSError) as error:  # it may be this agent that fills the disk
                 problem = one_line(error) or "it takes long"
                 log.warning("agent %s is ended, which cannot be written down now: %s", agent_id, problem)

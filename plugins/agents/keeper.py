@@ -50,6 +50,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._files import NO_JSON
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import _keeper_program
+from cco_sidecar_plugins.agents._evidence import fact
 from cco_sidecar_plugins.agents._keeper_program import KeeperProgram, output_files
 from cco_sidecar_plugins.agents._retention import prune_for_ever
 from cco_sidecar_plugins.agents.launchers import find_program
@@ -82,8 +83,8 @@ class NotingAgents(Agents):
         kept = owner.kept.get(agent_id) if isinstance(owner, KeptProcesses) else None
         if kept and kept.unmarked != kept.noted:
             kept.noted = kept.unmarked
-            seen = json.dumps(sorted(kept.noted))
-            self.storage.write_behind(lambda records: records.update_agent(agent_id, seen=seen))
+            seen = sorted(kept.noted)
+            self.storage.write_behind(lambda records: records.add_outcome(agent_id, seen=seen))
         await super().tend(running)
 
     async def start(self) -> None:
@@ -112,7 +113,7 @@ class NotingAgents(Agents):
         row = running.row
         if row["state"] == "lost" and self.storage.read.one(SUCCESS, row["project"], row["id"], row["started"] - 1):
             row["state"] = "completed"  # a success that the agent stored speaks for it
-        self.storage.write_behind(lambda records: records.update_agent(row["id"], seen="[]"))
+        self.storage.write_behind(lambda records: records.add_outcome(row["id"], seen=[]))
 
 
 class KeptProcesses(Processes):
@@ -164,7 +165,7 @@ class KeptProcesses(Processes):
         row, kept = running.row, KeptProcess(running)
         self.kept[row["id"]] = kept
         self._some.set()
-        kept.proof.known = kept.noted = kept.unmarked = {(pid, birth) for pid, birth in row["seen"]}
+        kept.proof.known = kept.noted = kept.unmarked = {(pid, birth) for pid, birth in fact(row, "seen") or []}
         row["pid"] = pid = row["pid"] or await self._pool.run(noted_pid, running.folder)
         members = self._at_start.members(kept.proof)
         first = min((item for item in members if pid in (None, item.pid)), key=lambda item: item.order, default=None)

@@ -87,6 +87,18 @@ class Replica(Records):
         super().insert_agent(row)
         self.add_outcome(row["id"], node=row["node"])
 
+    def update_agent(self, id: str, **values: Any) -> None:
+        self.do("update_agent", self._update_agent, (id,), values)
+
+    def _update_agent(self, id: str, **values: Any) -> None:
+        """Entries of earlier versions have facts, too, for which there were columns then."""
+        own = {name: value for name, value in values.items() if name in self.COLUMNS}
+        others = {name: value for name, value in values.items() if name not in own}
+        if own:
+            super().update_agent(id, **own)
+        if others:
+            self.add_outcome(id, **others)
+
     def size_since(self, number: int) -> int:
         """About how many bytes the calls behind the first ``number`` have."""
         values = (value for _, values, named in self.calls[number:] for value in (*values, *named.values()))

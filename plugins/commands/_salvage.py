@@ -21,6 +21,7 @@ import cco_sidecar
 from cco_sidecar import Settings, StartError
 from cco_sidecar_plugins.http.repeats import AnswerRecords
 from cco_sidecar_plugins.storage._database import check_database, check_log_length
+from cco_sidecar_plugins.storage._limit import ForgettingRecords
 from cco_sidecar_plugins.storage._log import REPLICA, check_log, database_files
 
 KEYS = {  # what each table is read in the order of
@@ -82,7 +83,7 @@ def rebuild(path: Path, work: Path) -> tuple[dict[str, int], list[str]]:
     """Make work/new.db: (how many rows of each table are in it, what could not be read whole)."""
     unread: list[str] = []
     with contextlib.closing(cco_sidecar.open_database(work / "new.db")) as new:
-        new.executescript(AnswerRecords.TABLE)
+        new.executescript(ForgettingRecords.INDEXES + AnswerRecords.TABLE)
         columns = {table: [row["name"] for row in new.execute(f"pragma table_info({table})")] for table in KEYS}
         with contextlib.closing(open_damaged(path, work, unread)) as old:
             there = tables_of(old)

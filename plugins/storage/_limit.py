@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+import sqlite3
 import time
 import typing
 from collections.abc import Coroutine
@@ -39,6 +40,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import folder_size
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.storage._pages import INDEXES
 
 log = logging.getLogger("cco")
 
@@ -47,9 +49,18 @@ SMALL = 1_000  # bytes of a body
 
 
 class ForgettingRecords(Records):
-    """Also finds what is kept no longer, forgets readers' positions, and reads no more than an answer can hold."""
+    """Also finds what is kept no longer, forgets readers' positions, and reads no more than an answer can hold; lists
+    have their indexes.
+    """
 
     OUTPUT_BYTES = 10 * MB  # of a context
+    INDEXES = f"create index if not exists position_by_age on position (moved); {INDEXES}"
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        connection.executescript(
+            self.INDEXES
+        )  # nothing is written where they are there: a reading connection finds them
 
     def portion(self, sql: str, *values: Any, most: int = PAGE_BYTES) -> list[Row]:
         """Rows until their last columns have more than ``most`` bytes."""

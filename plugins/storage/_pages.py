@@ -12,6 +12,13 @@ from typing import Any
 
 from cco_sidecar import PAGE_BYTES, ApiError, Records, Row
 
+INDEXES = """
+create index if not exists result_by_agent on result (project, agent_id, seq);
+create index if not exists result_by_type on result (project, agent_type, seq);
+create index if not exists result_by_status on result (project, status, seq);
+create index if not exists agent_by_type on agent (project, type, seq);
+create index if not exists agent_by_end on agent (project, ended);
+"""
 ORDER = {False: "seq", True: "seq desc"}  # of a list's rows, and with ``newest``
 
 

@@ -1867,7 +1867,6 @@ class Storage:
         except sqlite3.Error as error:
             raise StartError(f"the storage {self.path} cannot be opened: {error}; it is left as it is", 1) from None
         self.epoch, self.head, self.floor = str(self.read.meta("epoch")), self.read.head(), self.read.floor()
-        self.files.recover(self.read)
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
@@ -2120,10 +2119,6 @@ class Records:
     issue_facts = select_rows(  # the newest first, from an index alone
         f"select agent_type, category, status, proposed {MINE} order by seq desc limit ?"
     )
-    latest_result = select_rows(  # of the same agent type on the same issue as a result
-        "select * from result where (project, issue, agent_type) ="
-        " (select project, issue, agent_type from result where id = ?) order by seq desc limit 1"
-    )
 
     def issue_outputs(self, project: str, issue: str, limit: int) -> list[str]:
         """The ``output`` of the issue's newest results, oldest first."""
@@ -2249,7 +2244,7 @@ LOG_BYTES = 4 * MB  # to which SQLite cuts the log when it begins it anew; else 
 def open_database(path: Path) -> sqlite3.Connection:
     """The database for writing, made where there is none. Raises sqlite3.Error where it is not ours to open."""
     if not path.exists():
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # -wal and -shm take this mode too
+        path.touch(0o600, exist_ok=False)  # -wal and -shm take this mode too
     database = connect_database(path)
     epoch = secrets.token_hex(4)  # tells this store's cursors from another's
     database.executescript(
@@ -2281,7 +2276,7 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
 
 
 class Results:
-    """Stores results. A result, its agent_completed event, its routing decision and its file are one transaction."""
+    """Stores results, each with its agent_completed event, its routing decision and its file in one transaction."""
 
     HISTORY = 200  # earlier results of an issue that routing looks at
 
@@ -2295,7 +2290,7 @@ class Results:
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown type."""
         category = await self._agent_types.find(body["agent_type"])
-        # Other agents read the record, its file and the contexts that it becomes part of. Whose it is stays as it is.
+        # Other agents read what it says. Whose it is stays as it is.
         whose = {name: body[name] for name in ("agent_id", "agent_type", "issue_id", "project_id")}
         said, language = await self.prepared({name: value for name, value in body.items() if name not in whose})
         body = whose | said
@@ -2367,8 +2362,8 @@ class Results:
 class ResultFiles:
     """The latest record of each agent type on each issue, in <project>/<issue>/<agent_type>.json. Everything blocks.
 
-    A record is written into NEW before its commit and moved to its path after it; the next start looks for what a crash
-    left in NEW. Of the records of a transaction only the last one of each path is written.
+    A record is written into NEW before its commit and moved to its path after it. Of the records of a transaction only
+    the last one of each path is written.
     """
 
     NEW = ".new"  # no project can have this name
@@ -2376,7 +2371,7 @@ class ResultFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._new = str(folder), f"{folder}/{self.NEW}"
-        self._written: dict[str, str] = {}  # by the path of each record where it lies until its commit
+        self._written: dict[str, str] = {}  # where a record lies until its commit, by its path
 
     def path(self, row: dict[str, Any] | Row) -> str:
         return f"{self._folder}/{row['project']}/{row['issue']}/{row['agent_type']}.json"
@@ -2407,7 +2402,7 @@ class ResultFiles:
             raise StorageError(f"the folder results: {error.strerror}") from None
 
     def place(self) -> None:
-        """Make the records that were written the latest. Where that fails the next start tries again."""
+        """Make the records that were written the latest."""
         for path, new in self._written.items():
             try:
                 os.replace(new, path)
@@ -2421,17 +2416,6 @@ class ResultFiles:
             with contextlib.suppress(OSError):
                 os.unlink(new)
         self._written = {}
-
-    def recover(self, read: Records) -> None:
-        """Replace what a crash left in NEW by the latest committed records."""
-        for new in () if os.path.islink(self._new) else Path(self._new).glob("*"):
-            try:
-                self.write(read.latest_result(new.name))
-                self.place()
-                new.unlink(missing_ok=True)
-            except (OSError, StorageError) as error:
-                self._written = {}  # the next start tries again
-                log.error("the file of %s cannot be written: %s", new.name, getattr(error, "strerror", error))
 
 
 def previous_output(body: dict[str, Any], result_id: str, stored: float) -> dict[str, Any]:
@@ -2450,7 +2434,7 @@ def previous_output(body: dict[str, Any], result_id: str, stored: float) -> dict
 
 
 class ResultFact(Struct, frozen=True):
-    """One result on an issue as routing sees it; ``proposed`` are the agent types that the answer to it proposed."""
+    """One result on an issue, and the agent types that the answer to it proposed."""
 
     agent_type: str
     category: str
@@ -2459,7 +2443,7 @@ class ResultFact(Struct, frozen=True):
 
 
 class NextAgent(Struct):
-    """Who should work on the issue next, and the rule that says so."""
+    """Who should work on the issue next, and why."""
 
     agent_type: Identifier
     priority: Priority
@@ -2470,10 +2454,9 @@ class NextAgent(Struct):
 
 
 class EventBus:
-    """Publish and long-poll. Store, commit, wake, answer; a reader's position moves once its answer was written.
+    """Publish and long-poll: store, commit, wake, answer. A reader's position moves once its answer was written.
 
-    Everything but the commit happens on the loop, and nothing is awaited between the last look into the log and
-    parking, so no event can slip between.
+    Nothing is awaited between the last look into the log and parking, so no event can slip between.
     """
 
     STEP = 100  # rows looked at before others get their turn on the loop
@@ -2481,10 +2464,10 @@ class EventBus:
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
-        # By project, type and the one issue that the filter asks for, None where it asks for no one issue.
+        # By project, type and the one issue that the filter asks for, if it does.
         self._parked: dict[tuple[str, str, str | None], dict[Waking, Waiter]] = {}
         self._closed = False
-        self._positions: dict[PositionKey, int] = {}  # those that are not written down yet
+        self._positions: dict[PositionKey, int] = {}  # not written down yet
         self._times: collections.deque[float] = collections.deque(maxlen=1000)  # seconds from publishing to writing
         storage.observer = self.wake_waiters
 
@@ -2517,7 +2500,7 @@ class EventBus:
         return f"evt-{self._storage.epoch}-{seq:012d}"
 
     def wake_waiters(self, event: NewEvent, seq: int) -> None:
-        """On the loop, after each commit and in their order: wake the polls that an event matches, tell the plugins."""
+        """Wake the polls that an event matches, tell the plugins."""
         envelope = {"event_id": self.event_id(seq), **event.envelope}
         known, verdicts = KnownEvent(envelope), dict[str, bool]()  # thousands may wait with one filter
         woken = list[Waking]()
@@ -2541,10 +2524,9 @@ class EventBus:
     # -- waiting
 
     async def wait(self, claims: Claims, event_type: str, query: WaitQuery, hang_up: HangUp) -> Poll:
-        """The matching events after the reader's position or ``since``, as soon as there are any; empty on time-out.
+        """The matching events after the reader's position or ``since``, as soon as there are any; none on time-out.
 
-        Raises EVT_002 (filter), REQ_001 (garbage in since), EVT_003 (since is outside of what is kept) and
-        CancelledError (the client hung up).
+        Raises EVT_002 (filter), REQ_001, EVT_003 (since) and CancelledError (the client hung up).
         """
         filter, floor = self.parse(query.filter).within(claims.issue_id), self._storage.floor
         channel = (claims.project_id, event_type)
@@ -2597,7 +2579,7 @@ class EventBus:
         raise ApiError("EVT_003", f"The cursor is outside of what is kept: {reason}", details=details)
 
     async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
-        """The next matches after ``after``. Others get their turn between steps; nothing is awaited after the last."""
+        """The next matches. Others get their turn between steps; nothing is awaited after the last."""
         rows, size, more = list[Row](), 0, False
         while True:
             step, upto = self.step(channel, filter, after)
@@ -2628,7 +2610,7 @@ class EventBus:
         return rows, rows[-1]["seq"] if rows else head
 
     def envelope(self, row: Row) -> bytes:
-        """A stored event as readers get it: its JSON with the id in front."""
+        """A stored event as readers get it."""
         return b'{"event_id":"%s",' % self.event_id(row["seq"]).encode() + row["body"][1:]
 
     # -- readers
@@ -2671,12 +2653,12 @@ class EventBus:
     # -- life
 
     def close(self) -> None:
-        """Answer every waiting poll now, with the time-out shape; later ones are answered without waiting."""
+        """Answer waiting polls now, and later ones at once, with the time-out shape."""
         self._closed = True
         self.wake(itertools.chain.from_iterable(self._parked.values()), None)
 
     async def round_trip(self) -> bool:
-        """Whether a waiter that is parked and woken, as everybody's are, wakes within 2 s. For ``/health``."""
+        """Whether a waiter that is parked and woken, as everybody's are, wakes within 2 s."""
         channel = "", "probe"
         asyncio.get_running_loop().call_soon(lambda: self.wake(self._parked[*channel, None], 1))
         return await self.park(channel, ("health", Filter(), 0), 2.0, HangUp()) == 1
@@ -2692,7 +2674,7 @@ class EventBus:
 
 
 class Poll(Struct, frozen=True):
-    """Matching events, and the answer with them as JSON; every event up to ``scanned`` has been looked at."""
+    """Matching events, and the answer as JSON; every event up to ``scanned`` has been looked at."""
 
     rows: list[Row]
     scanned: int
@@ -2720,8 +2702,8 @@ class HangUp:
 
 
 class NewEvent(Struct, frozen=True):
-    """An event before it has its number; ``body`` is the envelope as JSON. After the commit the bus fills ``woken``:
-    the subjects whose polls it woke here, each once, in order.
+    """An event before it has its number; ``body`` is the envelope as JSON, ``woken`` are the subjects whose polls it
+    woke here, in order.
     """
 
     project: str
@@ -2743,7 +2725,7 @@ ANY_ISSUE = "*"  # the issue of an event whose issue_id is a list: every issue's
 
 
 def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewEvent:
-    """An event from a validated submission; unknown fields stay, but never take the place of ours."""
+    """An event of a validated submission, whose unknown fields stay."""
     now, ttl = time.time(), submission.get("ttl_seconds", 86_400)
     envelope = {
         "event_type": event_type, "publisher": submission["publisher"], "topic": submission["topic"],
@@ -2765,8 +2747,8 @@ class Filter(Struct, frozen=True):
     issue: str | None = None  # the only issue_id that matches, None where the filter leaves it open
 
     def within(self, issue: str | None) -> Filter:
-        """For a token bound to ``issue``, if it is: of events that name issues, only its own match. ``text``
-        begins with ``!`` then, which no client can send: such tokens have positions of their own.
+        """For a token bound to ``issue``, if it is: of events that name issues, only its own match. No client can send
+        a ``text`` that begins with ``!``, so such tokens have positions of their own.
         """
         if issue is None:
             return self
@@ -2778,7 +2760,7 @@ class Filter(Struct, frozen=True):
 
 
 class KnownEvent(dict[str, Any]):
-    """An event, which makes the texts of a field once for all filters and terms."""
+    """An event that makes the texts of a field once for all filters and terms."""
 
     made = functools.cached_property[dict[str, Any]](lambda event: {})
 

@@ -660,6 +660,7 @@ def test_no_result_is_written_where_a_link_leads(
     assert (service.storage / f"results/{PROJECT}/issue-1/python-specialist.json").is_file()
 
 
+@pytest.mark.needs_plugin("storage/guard puts in place what a crash left")
 @pytest.mark.parametrize("place", [PROJECT, f"{PROJECT}/issue-1", ".new", ".new/{id}"])
 def test_a_start_after_a_crash_writes_and_removes_nothing_where_a_link_leads(
     make_service: Callable[..., Service], tmp_path: Path, place: str

@@ -1,5 +1,6 @@
 """The core's storage with its guards: a database that is damaged is not opened, one whose files are deleted, replaced
-or cut is not written to, what is stored stays within ``--storage-limit-mb``, and what clients need is written again.
+or cut is not written to, what is stored stays within ``--storage-limit-mb``, and what clients need, or a crash kept
+from its place, is written again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cco_sidecar_plugins.storage._database import DatabaseFile, check_database, 
 from cco_sidecar_plugins.storage._folder import FolderChanges
 from cco_sidecar_plugins.storage._limit import ForgettingRecords, LimitedStorage, TellingBus
 from cco_sidecar_plugins.storage._log import database_files, lengthen_log
+from cco_sidecar_plugins.storage._recovery import RecoveredFiles
 
 log = logging.getLogger("cco")
 
@@ -73,11 +75,13 @@ class GuardedStorage(LimitedStorage):
     def __init__(self, settings: PluginSettings, records: type[Records]) -> None:
         super().__init__(settings, records)
         self._files: list[DatabaseFile] = []
+        self.files: RecoveredFiles = RecoveredFiles(settings.storage / "results")
 
     def start(self) -> None:
         check_database(self.path)
         check_places(self.path.parent)
         super().start()
+        self.files.recover(self.read)
         if min(self._limit, shutil.disk_usage(self.path.parent).free) > 10 * LOG_BYTES:
             lengthen_log(self.path)
         self._files = [DatabaseFile(path) for path in database_files(self.path) if path.exists()]

@@ -1587,7 +1587,7 @@ class GetHealth(Endpoint):
             async with asyncio.timeout(2):
                 await sidecar.storage.probe()
         except (StorageError, OSError, TimeoutError) as error:
-            storage = f"unhealthy: {one_line(error) or sidecar.storage.SLOW}"
+            storage = f"unhealthy: {one_line(error) or 'no answer within 2 s'}"
             bus = "unhealthy: storage does not take events"
         else:
             if not await sidecar.bus.round_trip():
@@ -1816,8 +1816,6 @@ class AgentTypes:
 
 # ==== Storage: one SQLite file, one writer thread =====================================================
 
-PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
-
 
 class Storage:
     """Everything that outlives the service: events and positions, results, agents, revoked tokens.
@@ -1826,8 +1824,8 @@ class Storage:
     (``part_class``). What the other parts rely on:
 
     - A job is all or nothing, and durable once ``write`` has answered. It changes the storage by methods of Records,
-      whose arguments are plain data. It may run twice before it is committed: so may its other effects, and it looks
-      again at what it decides on.
+      whose arguments are plain data. It may run twice before it is committed: it looks again at what it decides on, and
+      its other effects may come twice.
     - Events get rising sequence numbers in the order of commits, none of them twice.
     - Each committed event, also one of another service on the same log, is told to ``observer`` with its number, on the
       loop, in this order, before any writer of its batch is answered.
@@ -1844,7 +1842,6 @@ class Storage:
     SWEEP_SECONDS = 2.0
     SWEEP_ROWS = 200
     DEAD_LETTERS = 10_000
-    SLOW = "no answer within 2 s"  # what /health says of a write that takes longer
 
     read: Records  # for the loop alone
     epoch: str
@@ -1897,15 +1894,8 @@ class Storage:
         return future
 
     async def probe(self) -> None:
-        """Do what storing a result needs, and leave nothing. Raises StorageError."""
-        row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": "", "body": b"{}"}
-
-        def job(records: Records) -> None:
-            records.set_meta("probe", str(time.time()))
-            self.files.write([row])
-            self.files.drop()
-
-        await self.write(job)
+        """A real write, and no more. Raises StorageError."""
+        await self.write(lambda records: records.set_meta("probe", str(time.time())))
 
     def announce(self, info: SidecarInfo) -> None:
         """Write sidecar.json, by which clients find the service. Raises OSError."""
@@ -1944,7 +1934,8 @@ class Storage:
         try:
             records.begin()
             outcomes = [job(records) for job in jobs]
-            self.files.write(records.results)
+            if records.results:
+                self.files.write(records.results)
             records.commit()
             self.files.place()
             return outcomes, records.inserted
@@ -1970,21 +1961,17 @@ class Storage:
                 future.set_exception(outcome) if isinstance(outcome, Exception) else future.set_result(outcome)
 
     async def _sweep_for_ever(self) -> None:
+        """Remove expired events, in steps that hold the writer for a few milliseconds."""
         while True:
             await asyncio.sleep(self.SWEEP_SECONDS)
             try:
-                if self.read.next_expiry() <= time.time():
-                    await self.sweep()
+                while self.read.next_expiry() <= time.time():
+                    await self.write(self._sweep)
             except Exception as error:  # a boundary: it is tried again
                 log.warning("housekeeping waits for the storage: %s", one_line(error))
 
-    async def sweep(self) -> None:
-        """Remove expired events, in steps that hold the writer for a few milliseconds."""
-        while await self.write(self._sweep):
-            await asyncio.sleep(0.005)
-
     def _sweep(self, records: Records) -> bool:
-        """Runs on the writer thread: one step; whether there may be more to do."""
+        """A job: one step; whether there may be more to do."""
         expired = records.expired(time.time(), self.SWEEP_ROWS)
         records.remove_events([row["seq"] for row in expired], self.DEAD_LETTERS)
         return len(expired) == self.SWEEP_ROWS
@@ -2056,7 +2043,7 @@ class Records:
     # -- events
 
     head = select_value("select seq from sqlite_sequence where name = 'event'", 0)  # the newest number
-    floor = select_value(f"{COUNTED} 'floor'", 0)  # the number up to which retention has removed events
+    floor = select_value(f"{COUNTED} 'floor'", 0)
     count_published = select_value(f"{COUNTED} 'published:' || ?", 0)
     count_delivered = select_value(f"{COUNTED} 'deliveries'", 0)
     undelivered = select_value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
@@ -2066,9 +2053,8 @@ class Records:
 
     def insert_event(self, event: NewEvent) -> int:
         """The event's sequence number. Storage.observer is told of it after the commit."""
-        sql = "insert into event (project, type, topic, issue, created, expires, body) values (?, ?, ?, ?, ?, ?, ?)"
-        values = event.project, event.type, event.topic, event.issue, event.created, event.expires, event.body
-        seq = typing.cast(int, self.change(sql, *values).lastrowid)
+        columns = "project", "type", "topic", "issue", "created", "expires", "body"
+        seq = self.insert("event", {name: getattr(event, name) for name in columns})
         self.inserted.append((event, seq))
         return seq
 
@@ -2112,7 +2098,7 @@ class Records:
         " on conflict do update set seq = max(seq, excluded.seq), moved = excluded.moved"
     )
 
-    # -- results: ``body`` is the whole record as JSON, ``output`` what later agents see of it, also as JSON
+    # -- results: ``body`` is the whole record, ``output`` what later agents see of it, both as JSON
 
     count_results = select_value(f"{COUNTED} 'results:' || ?", 0)
     newest_result = select_value(f"select id {MINE} order by seq desc limit 1", "")
@@ -2125,7 +2111,7 @@ class Records:
         rows = self.rows(f"select output {MINE} order by seq desc limit ?", project, issue, limit)
         return [row["output"] for row in reversed(rows)]
 
-    # -- agents: a row of ``agent``, what its token may, and as JSON what else is known; readers get all as one
+    # -- agents: a row, what its token may, and as JSON what else is known; readers get all as one
 
     AGENTS = (
         "select * from agent left join agent_evidence on agent_evidence.agent = agent.id"
@@ -2192,7 +2178,7 @@ create table if not exists meta (name text primary key, value text not null) wit
 create table if not exists event (
   seq integer primary key autoincrement, project text not null, type text not null, topic text not null,
   issue text, created real not null, expires real not null, delivered integer not null default 0,
-  body blob not null);                              -- the envelope as readers get it, without its id
+  body blob not null);  -- the envelope as readers get it, without its id
 create index if not exists event_by_type on event (project, type, seq);
 create index if not exists event_by_issue on event (project, issue, seq) where issue is not null;
 create index if not exists event_by_expiry on event (expires);
@@ -2237,8 +2223,10 @@ create trigger if not exists result_stored after insert on result begin
   insert into meta values ('results:' || new.project, 1) on conflict do update set value = value + 1; end;
 delete from meta where name like 'results:%';
 insert into meta select 'results:' || project, count(*) from result group by project;
+-- tells this store's cursors from another's
+insert or ignore into meta values ('epoch', lower(hex(randomblob(4))));
 """
-LOG_BYTES = 4 * MB  # to which SQLite cuts the log when it begins it anew; else it stays as large as it ever was
+LOG_BYTES = 4 * MB  # to which SQLite cuts a longer log when it begins it anew
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -2246,16 +2234,13 @@ def open_database(path: Path) -> sqlite3.Connection:
     if not path.exists():
         path.touch(0o600, exist_ok=False)  # -wal and -shm take this mode too
     database = connect_database(path)
-    epoch = secrets.token_hex(4)  # tells this store's cursors from another's
-    database.executescript(
-        f"begin immediate; {SCHEMA} insert or ignore into meta (name, value) values ('epoch', '{epoch}');"
-        f" pragma application_id = {APPLICATION_ID}; pragma user_version = {SCHEMA_VERSION}; commit;"
-    )
+    owned = f"pragma application_id = {APPLICATION_ID}; pragma user_version = {SCHEMA_VERSION};"
+    database.executescript(f"begin immediate; {SCHEMA} {owned} commit;")
     return database
 
 
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """Looks whose the database is before it sets the log, which changes the file. Raises as ``open_database``."""
+    """Looks whose the database is before it changes the file. Raises as ``open_database``."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
     pragmas = "pragma_user_version, pragma_application_id"
     facts = f"select user_version, application_id, (select count(*) from sqlite_master) from {pragmas}"
@@ -2310,7 +2295,8 @@ class Results:
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The answer, once the result is stored; the writer thread finds who is next."""
         job = functools.partial(self.insert, self._hooks.implementations["next_agents"], facts)
-        return typing.cast(dict[str, Any], await self._storage.write(job, answers=True))
+        answer: dict[str, Any] = await self._storage.write(job, answers=True)
+        return answer
 
     def insert(self, rules: list[Implementation], facts: dict[str, Any], records: Records) -> dict[str, Any]:
         """A job: store a result, with who is next; the answer."""
@@ -2382,7 +2368,7 @@ class ResultFiles:
             latest = {self.path(row): row for row in rows}
             issues = {os.path.dirname(path) for path in latest}
             projects = {os.path.dirname(issue) for issue in issues}
-            for folder in (self._folder, self._new, *projects, *issues) if latest else ():
+            for folder in (self._folder, self._new, *projects, *issues):
                 try:
                     os.mkdir(folder, 0o700)  # makedirs would go by the umask
                 except FileExistsError:
@@ -2460,7 +2446,7 @@ class EventBus:
     """
 
     STEP = 100  # rows looked at before others get their turn on the loop
-    FILTER = re.compile(r'([A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*:[^!,:|"*][^,:|"*]*(,(?!\Z)|\Z)){1,32}')
+    TERM = re.compile(r'[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*:[^!,:|"*][^,:|"*]*')
 
     def __init__(self, storage: Storage, settings: Settings, hooks: Hooks) -> None:
         self._storage, self._settings, self._hooks = storage, settings, hooks
@@ -2473,10 +2459,11 @@ class EventBus:
 
     def parse(self, text: str) -> Filter:
         """``field:value``, comma for and: the field has the value, or an array with it. Raises EVT_002."""
-        terms = [part.split(":") for part in text.split(",")] if text else []
-        if text and not EventBus.FILTER.fullmatch(text):
+        parts = text.split(",") if text else []
+        if len(parts) > 32 or not all(map(EventBus.TERM.fullmatch, parts)):
             problem = "Invalid filter: field:value, 32 at most, with commas; other forms need the plugin filters"
             raise ApiError("EVT_002", problem, details={"path": "filter"})
+        terms = [part.split(":") for part in parts]
         has = (lambda event, field=field, value=value: value in event.texts(field) for field, value in terms)
         return Filter(text, tuple(has), dict(terms).get("issue_id"))
 
@@ -2487,7 +2474,7 @@ class EventBus:
         event = new_event(project, event_type, body)
 
         def insert(records: Records) -> dict[str, Any]:
-            """Runs on the writer thread."""
+            """A job."""
             event_id = self.event_id(records.insert_event(event))
             facts = {name: event.envelope[name] for name in ("timestamp", "topic", "ttl_seconds")}
             return {"event_id": event_id, "published": True, "subscribers_notified": [], "subscriber_count": 0, **facts}
@@ -2496,7 +2483,7 @@ class EventBus:
         return answer | {"subscribers_notified": list(event.woken), "subscriber_count": len(event.woken)}
 
     def event_id(self, seq: int) -> str:
-        """Sorts like the sequence; the epoch tells another store's ids apart."""
+        """Sorts like the sequence; the epoch tells it from another store's."""
         return f"evt-{self._storage.epoch}-{seq:012d}"
 
     def wake_waiters(self, event: NewEvent, seq: int) -> None:
@@ -2602,7 +2589,7 @@ class EventBus:
         return Poll(rows, after, msgspec.json.encode(answer))
 
     def step(self, channel: Channel, filter: Filter, after: int) -> tuple[list[Row], int]:
-        """At most STEP events after ``after`` that may match, and the number up to which there are no others."""
+        """At most STEP events that may match, and the number up to which there are no others."""
         (project, type), head = channel, self._storage.head
         if after >= head:
             return [], after
@@ -2635,7 +2622,7 @@ class EventBus:
         rows = [row for poll in polls for row in poll.rows]
 
         def write(records: Records) -> None:
-            """Runs on the writer thread."""
+            """A job."""
             for key, seq in positions.items():
                 records.move_position(*key, seq)
             if rows:
@@ -2673,6 +2660,9 @@ class EventBus:
         }  # fmt: skip
 
 
+PAGE_BYTES = 8 * MB  # a list, or the answer to a poll, ends before it gets larger
+
+
 class Poll(Struct, frozen=True):
     """Matching events, and the answer as JSON; every event up to ``scanned`` has been looked at."""
 
@@ -2686,7 +2676,7 @@ class Poll(Struct, frozen=True):
 PositionKey = tuple[str, str, str, str]  # project, subject, type, filter
 Channel = tuple[str, str]  # project, type or *
 Waiter = tuple[str, "Filter", int]  # subject, filter, the number up to which it has looked
-Waking = asyncio.Future[int | None]  # the number of the event that wakes a parked poll; None on time-out or stop
+Waking = asyncio.Future[int | None]  # what ``park`` gives
 
 
 class HangUp:
@@ -2734,7 +2724,7 @@ def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewE
     }  # fmt: skip
     envelope |= {key: value for key, value in submission.items() if key not in envelope and key != "event_id"}
     issues = texts_of(find_field(envelope, "issue_id"))
-    issue = None if not issues else issues[0] if len(issues) == 1 else ANY_ISSUE
+    issue = ANY_ISSUE if issues[1:] else next(iter(issues), None)
     body = msgspec.json.encode(envelope)
     return NewEvent(project, event_type, submission["topic"], issue, now, now + ttl, envelope, body)
 

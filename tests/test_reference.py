@@ -689,6 +689,7 @@ def test_a_start_after_a_crash_writes_and_removes_nothing_where_a_link_leads(
     assert json.loads((results / PROJECT / "issue-1/python-specialist.json").read_text())["id"] == stored["id"]
 
 
+@pytest.mark.needs_plugin("storage/guard tries to write a result's file")
 @pytest.mark.parametrize("make", [
     lambda path: path.symlink_to(path.parents[3] / "theirs"), os.mkfifo, lambda path: path.symlink_to(path.parent),
 ])  # fmt: skip

@@ -204,7 +204,7 @@ def overwritten_in_the_middle(path: Path) -> None:
     path.unlink()
     with sqlite3.connect(path) as database:
         database.executescript(
-            f"{cco_sidecar.SCHEMA} insert into meta values ('epoch', 'x');"
+            f"{cco_sidecar.SCHEMA}"
             f" pragma application_id = {cco_sidecar.APPLICATION_ID}; pragma user_version = {cco_sidecar.SCHEMA_VERSION};"
         )
     with path.open("r+b") as file:

@@ -53,7 +53,7 @@ class ReplicatedStorage(GuardedStorage):
     FILE = REPLICA
     JOIN_SECONDS = 5.0  # for which a start waits for the log
     ENTRY_BYTES = 4_000_000  # after which no more jobs join a transaction
-    SLOW = TAKES_NOTHING
+    PROBE_SECONDS = 1.9  # /health waits a little longer
     LOOK_SECONDS = 2.0  # between two looks whether a snapshot is due
 
     options: LogOptions
@@ -253,7 +253,8 @@ class ReplicatedStorage(GuardedStorage):
                 if not replica.calls:
                     replica.commit()
                     return outcomes
-                self.files.write(replica.results)
+                if replica.results:
+                    self.files.write(replica.results)
                 seq = self._places.find(replica.entry())
                 if seq is not None:
                     self.follower.note(seq)
@@ -286,6 +287,13 @@ class ReplicatedStorage(GuardedStorage):
             if size > self.ENTRY_BYTES:
                 break
         return outcomes
+
+    async def probe(self) -> None:
+        try:
+            async with asyncio.timeout(self.PROBE_SECONDS):
+                await super().probe()
+        except TimeoutError:
+            raise StorageError(TAKES_NOTHING) from None
 
     async def sweep(self) -> None:
         if not self.problem():

@@ -257,7 +257,7 @@ class LimitedStorage(GatheringStorage):
         async with self._pruning:
             if time.monotonic() - self._measured > self.SWEEP_SECONDS:
                 with contextlib.suppress(StorageError, OSError):  # the write itself says why
-                    await super().sweep()
+                    await self._remove()
                 await self._measure()
 
     def _answer(self, writes: list[Write], outcomes: list[Any], events: Inserted) -> None:
@@ -279,10 +279,16 @@ class LimitedStorage(GatheringStorage):
             await asyncio.sleep(self.SWEEP_SECONDS)
 
     async def sweep(self) -> None:
-        await super().sweep()
+        """Remove what may go, and measure now and then."""
+        await self._remove()
         if time.monotonic() - self._measured > self.MEASURE_SECONDS:
             async with self._pruning:
                 await self._measure()
+
+    async def _remove(self) -> None:
+        """In steps that hold the writer for a few milliseconds."""
+        while await self.write(self._sweep):
+            await asyncio.sleep(0.005)
 
     def _sweep(self, records: Records) -> bool:
         forgetting, now, limit = typing.cast(ForgettingRecords, records), time.time(), self.SWEEP_ROWS

@@ -1883,12 +1883,12 @@ class Storage:
             if not future.cancelled() and (error := future.exception()):
                 log.error("storage: a background write failed: %s", one_line(error))
 
-        future = self._put(job, behind=True)
+        future = self._put(job)
         future.add_done_callback(written)
         return future
 
-    def _put(self, job: Job, behind: bool = False) -> asyncio.Future[Any]:
-        """Give a job to the writer thread at once, also one that nobody waits for: plugins gather those."""
+    def _put(self, job: Job) -> asyncio.Future[Any]:
+        """Give a job to the writer thread."""
         future = self._loop.create_future()
         self._queue.put((job, future))
         return future
@@ -1993,7 +1993,6 @@ def modify(sql: str) -> Callable[..., int]:
     return lambda self, *values: self.change(sql, *values).rowcount
 
 
-# parts that statements of Records have in common
 COUNTED = "select cast(value as int) from meta where name = "  # a number that the schema's triggers keep
 CHOSEN = "seq in (select value from json_each(?))"
 MINE = "from result where project = ? and issue = ?"
@@ -2363,7 +2362,7 @@ class ResultFiles:
         return f"{self._folder}/{row['project']}/{row['issue']}/{row['agent_type']}.json"
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        """Write records that are not committed yet, and make the folders of their paths. Raises StorageError."""
+        """Write records before their commit, and make their folders. Raises StorageError."""
         try:
             latest = {self.path(row): row for row in rows}
             issues = {os.path.dirname(path) for path in latest}
@@ -2397,7 +2396,7 @@ class ResultFiles:
         self._written = {}
 
     def drop(self) -> None:
-        """Remove the records that were written: they could not be committed."""
+        """Remove the records that were written."""
         for new in self._written.values():
             with contextlib.suppress(OSError):
                 os.unlink(new)

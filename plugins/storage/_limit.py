@@ -141,14 +141,19 @@ class GatheringStorage(Storage):
         self._gathered: list[Write] = []
         self._due = False  # at the end of this turn
 
-    def _put(self, job: Job, behind: bool = False) -> asyncio.Future[Any]:
-        future = self._loop.create_future()
-        self._gathered.append((job, future))
-        if behind:
-            self._loop.call_later(self.BEHIND_SECONDS, self._hand_over)
-        elif not self._due:
+    def write(self, job: Job, *, answers: bool = False) -> asyncio.Future[Any]:
+        if not self._due:
             self._due = True
             self._loop.call_soon(self._hand_over)
+        return super().write(job, answers=answers)
+
+    def write_behind(self, job: Job) -> asyncio.Future[Any]:
+        self._loop.call_later(self.BEHIND_SECONDS, self._hand_over)
+        return super().write_behind(job)
+
+    def _put(self, job: Job) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        self._gathered.append((job, future))
         return future
 
     def _hand_over(self) -> None:

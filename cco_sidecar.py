@@ -1079,9 +1079,6 @@ class Handler(tornado.web.RequestHandler):
 
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
-    # Thousands of long polls are parked in instances: slots keep them small.
-    __slots__ = ("allowance", "claims", "hang_up", "query", "request_id", "upload")
-
     application: Application
     sidecar: ClassVar[Sidecar]
     path_names: ClassVar[tuple[str, ...]]
@@ -1281,13 +1278,15 @@ class Endpoint(Handler):
         if self.claims.issue_id is not None and hasattr(self.query, "issue_id"):  # a list of what there is on issues
             self.query.issue_id = self.query.issue_id or self.claims.issue_id
             self.sidecar.tokens.check_issue(self.claims, self.query.issue_id)
-        request.arguments = request.query_arguments = request.body_arguments = {}  # no need to park these
+        request.arguments = request.query_arguments = {}  # no need to park these
 
     async def work(self, path: tuple[str, ...]) -> Any:
         """The answer to a request that was checked."""
-        if self.body is not None and "Idempotency-Key" in self.request.headers:
+        if self.body is None:
+            return await self.respond(*path)
+        if "Idempotency-Key" in self.request.headers:
             raise ApiError("REQ_001", "Nothing was done: an Idempotency-Key needs the plugin repeats")
-        return await (self.respond(*path) if self.body is None else self.respond(*path, body=self.given))
+        return await self.respond(*path, body=self.given)
 
     async def _read_body(self) -> None:
         """Take the body, which must satisfy ``self.body`` and be about the token's project and issue."""
@@ -1301,15 +1300,13 @@ class Endpoint(Handler):
             body = decode(content) if len(content) <= 256 * 1024 else await asyncio.to_thread(decode, content)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ApiError("REQ_001", f"The body is not JSON: {one_line(error)}") from None
-        except RecursionError:
-            raise ApiError("REQ_001", "The body is nested too deeply") from None
         convert(body, self.body, code=self.invalid)
         if (project := body.get("project_id")) not in (None, self.claims.project_id):
             raise forbidden("This token belongs to another project", project_id=project)
         self.given, issues = body, issues_named(body, 1001)
         if len(issues) > 1000:
             raise ApiError(self.invalid, "issue_id names over 1,000 issues", details={"path": "issue_id"})
-        for issue_id in issues if self.claims.issue_id is not None else ():
+        for issue_id in issues:
             self.sidecar.tokens.check_issue(self.claims, issue_id)
 
     async def send(self, content: bytes) -> None:
@@ -1321,7 +1318,7 @@ class Endpoint(Handler):
         await self._taken(self.finish(content or None))  # not even an empty chunk after a 204 or 304
 
     def _unexpected(self, error: Exception) -> ApiError:
-        if isinstance(error, RecursionError) and self.body:  # writing JSON gives up a little earlier than reading it
+        if isinstance(error, RecursionError) and self.body:  # while its JSON is read, or written
             return ApiError("REQ_001", "The body is nested too deeply")
         if not isinstance(error, (StorageError, TimeoutError)):
             log.error("%s unexpected", self.request_id, exc_info=error)
@@ -1331,8 +1328,8 @@ class Endpoint(Handler):
             reason = f"the storage cannot be used ({getattr(error, 'sqlite_errorname', error)})"
         log.error("%s %s: %s: %s", self.request_id, type(self).__name__, reason, one_line(error))
         wait = getattr(error, "retry_after", None)
-        message = f"{ERRORS[self.failure][2]}: {reason}"
-        return ApiError(self.failure, message, status=503 if wait else 0, retry_after=wait)
+        reason = f"{ERRORS[self.failure][2]}: {reason}"
+        return ApiError(self.failure, reason, status=503 if wait else 0, retry_after=wait)
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
@@ -1353,9 +1350,8 @@ def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = Tru
         path = place.removeprefix("`key` in ").strip("`$").removeprefix(".")
         if missing := re.search(r"missing required field `(.+)`", problem):
             path = f"{path}.{missing[1]}".lstrip(".")
-        path = path or "$"
-        where = "" if path == "$" else f" - at `$.{path}`"
-        raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path}) from None
+        where = f" - at `$.{path}`" if path else ""
+        raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path or "$"}) from None
 
 
 # the same contexts and events are asked for again and again
@@ -1609,13 +1605,14 @@ class GetStatus(Endpoint):
 
     async def respond(self) -> dict[str, Any]:
         sidecar = self.sidecar
+        read, project = sidecar.storage.read, sidecar.settings.project
         # Jobs run in order: what was queued is counted, and what is on disk where nothing can be written.
         with contextlib.suppress(StorageError):
             await sidecar.storage.write(lambda records: None)
         return {
-            "agents": agent_statistics(sidecar.storage.read, sidecar.settings.project),
+            "agents": agent_statistics(read, project),
             "storage": sidecar.contexts.statistics() | await sidecar.storage.statistics() | {
-                "results_stored": sidecar.storage.read.count_results(sidecar.settings.project),
+                "results_stored": read.count_results(project),
                 "storage_path": str(sidecar.settings.storage),
             },
             "events": sidecar.bus.statistics(), "timestamp": iso(),

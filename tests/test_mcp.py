@@ -147,6 +147,7 @@ LACKING = modern()["params"] | {"_meta": {META + "protocolVersion": MODERN}}
         (b"{", {}, 400, -32700, "not JSON"),
         (b"\xff", {}, 400, -32700, "not JSON"),
         (b"[" * 100_000, {}, 400, -32600, "Batches"),
+        (b'{"params": ' + b"[" * 100_000, {}, 400, -32700, "nested too deeply"),
         ([older()], V25, 400, -32600, "Batches"),
         (b"3", {}, 400, -32600, "Expected"),
         ({"id": 1, "method": "ping"}, {}, 400, -32600, "jsonrpc"),

@@ -98,6 +98,8 @@ class AnswerMcp(Endpoint):
             raise RpcError(INVALID_REQUEST, "Batches are not taken: send one message")
         try:
             await super()._read_body()
+        except RecursionError:
+            raise RpcError(PARSE_ERROR, "The body is nested too deeply") from None
         except ApiError as error:
             if error.code != "REQ_001":
                 raise

@@ -2946,14 +2946,15 @@ class Contexts:
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         """The first ranking that a plugin gives, else the built-in one."""
-        files = {file.path: file for file in self.project.without_secrets(state.files)}
+        files = self.project.without_secrets(state.files)
         request = RankRequest(
-            root=state.root, index_folder=str(self._index_folder), files=list(files.values()), category=key.category,
-            agent_type=key.agent_type, task=key.task, outputs=outputs, head=state.head,
+            root=state.root, index_folder=str(self._index_folder), files=files, category=key.category, task=key.task,
+            agent_type=key.agent_type, outputs=outputs, head=state.head,
             changed=[change.path for change in state.git.uncommitted_changes],
         )  # fmt: skip
         ranked: list[RankedFile] = self._hooks.first("rank_files", request=request)
-        return [item for item in ranked if item.path in files]  # a plugin may name anything
+        known = {file.path for file in files}
+        return [item for item in ranked if item.path in known]  # a plugin may name anything
 
     def sections(self, request: ContextRequest) -> Sections:
         """The sections that the plugins give."""
@@ -3054,7 +3055,7 @@ class Project:
         names = {*tracked, *(name for name, code in codes.items() if code == "??")} - {own}
         branch = said("symbolic-ref", "-q", "--short", "HEAD") or None
         url = without_credentials(said("remote", "get-url", "origin")) or None
-        git = GitContext(branch, read_commits(root), read_changes(root, codes), url and "origin", url)
+        git = GitContext(branch, list(read_commits(root)), read_changes(root, codes), url and "origin", url)
         return sorted(names), git, said("rev-parse", "-q", "--verify", "HEAD") or None
 
 
@@ -3091,8 +3092,6 @@ class Commit(Struct):
 
 
 class Change(Struct):
-    """An uncommitted change."""
-
     path: str
     status: Literal["modified", "added", "deleted", "renamed", "untracked"]
     diff: str | None  # "+added -removed" lines, null for untracked and binary files
@@ -3111,18 +3110,16 @@ def read_changes(root: Path, codes: dict[str, str]) -> list[Change]:
     return [Change(clean_text(name), (*found, "modified")[0], counts.get(name)) for name, found in statuses.items()]
 
 
-def read_commits(root: Path) -> list[Commit]:
+def read_commits(root: Path) -> Iterator[Commit]:
     """The latest commits; none where git fails."""
     separator = secrets.token_hex(8)  # that nobody can have put into a subject or a name
     shape = ("-n10", "-z", "--name-only", "--no-renames", "--relative", "-m", "--first-parent", "--encoding=UTF-8")
     form = f"--pretty=format:{separator}" + separator.join(("%h", "%ct", "%an", "%s"))
     parts = clean_text(os.fsdecode(run_git(root, "log", *shape, form) or b"")).split(separator)[1:]
-    commits = []
     for short, moment, author, last in zip(*(parts[at::4] for at in range(4)), strict=True):
         subject, _, names = last.partition("\n")
         when = iso(float(moment)) if re.fullmatch("[0-9]{1,11}", moment) else None  # of a year with four digits
-        commits.append(Commit(short, subject.rstrip("\0"), author, when, list(filter(None, names.split("\0")))))
-    return commits
+        yield Commit(short, subject.rstrip("\0"), author, when, list(filter(None, names.split("\0"))))
 
 
 def walk_files(root: Path) -> Iterator[str]:
@@ -3177,13 +3174,14 @@ def git_output(command: list[str], environ: dict[str, str]) -> bytes:
         except subprocess.TimeoutExpired:
             child.kill()
             raise GitError("git took more than 30 seconds") from None
-    told = errors.decode("utf-8", "replace")
+    said = re.search(r"(?ms)^(?:error|fatal): (?:(?!\nusage: ).){,4000}", errors.decode("utf-8", "replace"))
+    why = MACHINE_PATH.sub(r"\1\2", said[0] if said else f"it ended by {child.returncode}")
     if child.returncode:
-        said = re.search(r"(?ms)^(?:error|fatal): (?:(?!\nusage: ).){,4000}", told)
-        why = MACHINE_PATH.sub(r"\1\2", said[0] if said else f"it ended by {child.returncode}")
-        raise GitError(f"git: {' '.join(redact(why)[0].split())}"[:500], output)
-    if failed := re.search(r"external filter '.*'", told):
-        log_once(f"git goes on without the {redact(failed[0])[0]}")
+        failed = GitError(f"git: {' '.join(redact(why)[0].split())}"[:500])
+        failed.output = output
+        raise failed
+    if "external filter" in why:
+        log_once(f"git goes on without what fails: {redact(why.splitlines()[0])[0]}")
     return output
 
 
@@ -3193,11 +3191,9 @@ class Git(subprocess.Popen[bytes]):
 
 
 class GitError(OSError):
-    """Git failed: why, without paths of this machine, and what it had printed by then."""
+    """Git failed: why, without paths of this machine."""
 
-    def __init__(self, why: str, output: bytes = b"") -> None:
-        super().__init__(why)
-        self.output = output
+    output = b""  # what it had printed by then
 
 
 LIST_SETTINGS = ("config", "--list", "--show-scope", "--name-only", "-z")  # whose output a caller may know: ``listed``
@@ -3459,7 +3455,7 @@ class Agents:
         return answer | facts | {"state": row["state"]}
 
     def admit(self, row: dict[str, Any], records: Records) -> dict[str, Any]:
-        """A job: put an agent into the ledger; what is known of the answer. Plugins that raise AGT_003 keep it out."""
+        """A job: note an agent; what is known of the answer. Plugins that raise AGT_003 keep it out."""
         records.insert_agent(row)
         return {
             "agent_id": row["id"], "spawned": True, "context_injected": True, "timestamp": iso(),
@@ -3531,8 +3527,6 @@ class Agents:
         row, now = running.row, time.time()
         row["ended"] = running.ended = min(max(running.ended or now, row["started"]), now)
         self.tokens.revoked.add(row["id"])
-        with contextlib.suppress(OSError):  # the agent may have put something else there
-            await self.disk.run((running.folder / "token").unlink)
         await self.judge(running)
         told = self.last_word(row)
         names = ["agent_exited", "agent_failed"][: 2 if row["state"] in AGENT_GROUPS["failed"] else 1]
@@ -3587,12 +3581,10 @@ class Agents:
         raise ApiError("REQ_002", f"No agent {agent_id}")
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
-        """An agent as readers get it. Blocks."""
+        """An agent as readers get it, and by ``last_word`` the events of its end. Blocks."""
         return agent_facts(row)
 
-    def last_word(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The data of the events of an agent's end."""
-        return agent_facts(row)
+    last_word = describe
 
 
 def end_agent(row: dict[str, Any], events: list[NewEvent], records: Records) -> None:
@@ -3619,10 +3611,9 @@ def agent_statistics(read: Records, project: str) -> dict[str, Any]:
 def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
     """What answers about an agent and the events of its end have in common."""
     return {
-        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "state": row["state"],
-        "exit_code": row["exit_code"], "signal": row["signal"], "pid": row["pid"], "started_at": iso(row["started"]),
-        "ended_at": row["ended"] and iso(row["ended"]), "reason": row["reason"],
-    }  # fmt: skip
+        "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "started_at": iso(row["started"]),
+        "ended_at": row["ended"] and iso(row["ended"]),
+    } | {name: row[name] for name in ("state", "exit_code", "signal", "pid", "reason")}  # fmt: skip
 
 
 class Launcher:
@@ -3737,12 +3728,8 @@ class Processes:
         await self._pool.run(popen)
 
     async def adopt(self, running: Running) -> None:
-        """Go on with an agent of an earlier run, of which a process may be left, or none."""
-        row = running.row
-        if row["pid"] is None and (found := await self.members(running)):
-            pid = min(found, key=psutil.Process.create_time).pid  # we were killed before we noted it
-            row |= {"pid": pid, "birth": birth_of(pid)}
-        running.began -= max(0.0, time.time() - row["started"])
+        """Go on with an agent of an earlier run whose first process, as the row has it, lives; others have ended."""
+        running.began -= max(0.0, time.time() - running.row["started"])
         self.look(running)
 
     def look(self, running: Running) -> None:
@@ -3818,12 +3805,13 @@ def birth_of(pid: int) -> str | None:
     """What tells a living process from others with its pid, None where there is none. Blocks."""
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            if sys.platform != "linux":
-                return f"{process.create_time():.2f}"
-            # Linux counts births from the boot, which does not depend on the clock.
-            boot, facts = (Path(f"/proc/{name}").read_bytes() for name in ("sys/kernel/random/boot_id", f"{pid}/stat"))
-            return f"{boot.decode().strip()}/{facts.rpartition(b') ')[2].split()[19].decode()}"
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        if sys.platform != "linux":
+            return f"{process.create_time():.2f}"
+        # Linux counts births from the boot, which does not depend on the clock.
+        boot, facts = (Path(f"/proc/{name}").read_bytes() for name in ("sys/kernel/random/boot_id", f"{pid}/stat"))
+        return f"{boot.decode().strip()}/{facts.rpartition(b') ')[2].split()[19].decode()}"
     return None
 
 
@@ -3837,7 +3825,6 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     context_file: str
     agent_folder: str
     prompt: str
-    brief_file: str = ""  # where a plugin makes a brief
     configured: tuple[str, ...] | None = None  # its type's command by the settings
 
 

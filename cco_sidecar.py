@@ -1592,7 +1592,7 @@ class GetHealth(Endpoint):
         with contextlib.suppress(StorageError, OSError, psutil.Error):  # the checks say why
             memory, cpu = sidecar.process.memory_info().rss, sidecar.process.cpu_percent()
             free = shutil.disk_usage(sidecar.settings.storage).free
-            waiting = sidecar.storage.read.undelivered(sidecar.settings.project)
+            waiting = sidecar.storage.read.number(f"undelivered:{sidecar.settings.project}")
         return {
             "storage": storage, "event_bus": bus, "memory_usage_mb": round(memory / MB, 1), "cpu_usage_percent": cpu,
             "active_agents": len(sidecar.agents.active), "event_queue_size": waiting,
@@ -1612,7 +1612,7 @@ class GetStatus(Endpoint):
         return {
             "agents": agent_statistics(read, project),
             "storage": sidecar.contexts.statistics() | await sidecar.storage.statistics() | {
-                "results_stored": read.count_results(project),
+                "results_stored": read.number(f"results:{project}"),
                 "storage_path": str(sidecar.settings.storage),
             },
             "events": sidecar.bus.statistics(), "timestamp": iso(),
@@ -1860,7 +1860,7 @@ class Storage:
             self.read = self._records(connect_database(self.path, read_only=True))
         except sqlite3.Error as error:
             raise StartError(f"the storage {self.path} cannot be opened: {error}; it is left as it is", 1) from None
-        self.epoch, self.head, self.floor = str(self.read.meta("epoch")), self.read.head(), self.read.floor()
+        self.epoch, self.head, self.floor = str(self.read.meta("epoch")), self.read.head(), self.read.number("floor")
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
@@ -1990,7 +1990,6 @@ def modify(sql: str) -> Callable[..., int]:
     return lambda self, *values: self.change(sql, *values).rowcount
 
 
-COUNTED = "select cast(value as int) from meta where name = "  # a number that the schema's triggers keep
 CHOSEN = "seq in (select value from json_each(?))"
 MINE = "from result where project = ? and issue = ?"
 SPAWNED = "from agent where project = ?"
@@ -2034,15 +2033,12 @@ class Records:
     # -- facts by name
 
     meta: Callable[..., str | None] = select_value("select value from meta where name = ?", None)
+    number = select_value("select cast(value as int) from meta where name = ?", 0)
     set_meta = modify("insert or replace into meta (name, value) values (?, ?)")
 
     # -- events
 
     head = select_value("select seq from sqlite_sequence where name = 'event'", 0)  # the newest number
-    floor = select_value(f"{COUNTED} 'floor'", 0)
-    count_published = select_value(f"{COUNTED} 'published:' || ?", 0)
-    count_delivered = select_value(f"{COUNTED} 'deliveries'", 0)
-    undelivered = select_value(f"{COUNTED} 'undelivered:' || ?", 0)  # expired ones until the next sweep
     count_dead_letters = select_value("select count(*) from dead_letter where project = ?", 0)
     next_expiry = select_value("select min(expires) from event", math.inf)
     expired = select_rows("select seq from event where expires <= ? order by expires limit ?")
@@ -2096,7 +2092,6 @@ class Records:
 
     # -- results: ``body`` is the whole record, ``output`` what later agents see of it, both as JSON
 
-    count_results = select_value(f"{COUNTED} 'results:' || ?", 0)
     newest_result = select_value(f"select id {MINE} order by seq desc limit 1", "")
     issue_facts = select_rows(  # the newest first, from an index alone
         f"select agent_type, category, status, proposed {MINE} order by seq desc limit ?"
@@ -2649,8 +2644,9 @@ class EventBus:
     def statistics(self) -> dict[str, Any]:
         read, project, times = self._storage.read, self._settings.project, self._times
         return {
-            "total_published": read.count_published(project), "total_delivered": read.count_delivered(),
-            "active_subscriptions": sum(map(len, self._parked.values())), "queue_depth": read.undelivered(project),
+            "total_published": read.number(f"published:{project}"), "total_delivered": read.number("deliveries"),
+            "active_subscriptions": sum(map(len, self._parked.values())),
+            "queue_depth": read.number(f"undelivered:{project}"),
             "avg_delivery_time_ms": round(sum(times) / len(times) * 1000, 3) if times else 0.0,
             "dead_letter_queue_size": read.count_dead_letters(project),
         }  # fmt: skip

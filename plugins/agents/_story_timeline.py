@@ -156,7 +156,7 @@ class Timeline:
     ) -> None:
         self._read, self._project, self._issue = read, settings.project, issue
         self._approvals, self._event_id, self._now = approvals, event_id, time.time()
-        floor = read.floor()
+        floor = read.number("floor")
         oldest = created_from(read, floor + 1) if floor else 0.0
         # What is older than this is no longer in the log for certain, what is younger is.
         self._retained = max(oldest, self._now - min(LIFE, settings.event_retention))

@@ -314,7 +314,7 @@ class Approvals:
             self._tokens.check_issue(claims, asked.approval.issue_id)
         if asked.state == "open" and seconds > 0:
             left = max(0.0, min(seconds, asked.deadline - time.time()))
-            since = self._bus.event_id(max(asked.seq, self._storage.read.floor()))
+            since = self._bus.event_id(max(asked.seq, self._storage.read.number("floor")))
             query = WaitQuery(int(left * 1000) + 1, f"correlation_id:{approval_id}", since, 1)
             await self._bus.wait(claims, EVENTS[asked.approval.kind][1], query, hang_up or HangUp())
             asked = self.find(approval_id)

@@ -237,7 +237,7 @@ class Sessions:
     async def news(self, session: Session) -> tuple[str, Poll]:
         """What came since the session last heard of anything, and the poll that says so when it was told."""
         self.begin(session)
-        scanned, head = max(self._bus.position(session.key), self._read.floor()), self._read.head()
+        scanned, head = max(self._bus.position(session.key), self._read.number("floor")), self._read.head()
         lines, told = list[str](), list[Row]()
         while not told and scanned < head:  # large events come by few
             rows = self._read.events(session.claims.project_id, scanned, head, STEP, "*", None)
@@ -302,7 +302,7 @@ class Sessions:
         """Until an event comes that may concern the session, at most ``seconds``, or until ``over``; whether the
         service stops.
         """
-        position = max(self._bus.position(session.key), self._read.floor())
+        position = max(self._bus.position(session.key), self._read.number("floor"))
         query = WaitQuery(int(seconds * 1000) + 1, "", self._bus.event_id(position), 1)
         began = time.monotonic()
         polling = asyncio.ensure_future(self._bus.wait(session.claims, "*", query, HangUp()))

@@ -237,7 +237,7 @@ class ReplicatedStorage(GuardedStorage):
         try:
             self.follower.catch_up()
         finally:  # some of it may be applied
-            self.floor = self.follower.replica.floor()
+            self.floor = self.follower.replica.number("floor")
         if self.follower.restored != self._restored:
             self._restored = self.follower.restored
             for file in self._files:

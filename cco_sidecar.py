@@ -3964,7 +3964,7 @@ TYPE_BY_MANIFEST = {
     "pyproject.toml": "python", "setup.py": "python", "setup.cfg": "python", "requirements.txt": "python",
     "Cargo.toml": "rust", "go.mod": "go", "pom.xml": "java", "build.gradle": "java", "build.gradle.kts": "kotlin",
     "Gemfile": "ruby", "composer.json": "php", "mix.exs": "elixir", "pubspec.yaml": "dart", "Package.swift": "swift",
-    "tsconfig.json": "typescript", "package.json": "javascript", "CMakeLists.txt": "cpp",
+    "tsconfig.json": "typescript", "package.json": "javascript",
 }  # fmt: skip
 
 

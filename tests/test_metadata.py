@@ -93,18 +93,44 @@ def write(folder: Path, files: Contents) -> None:
             "ruby",
             {"rails": "~> 7.1", "puma": ""},
         ),
+        ("DESCRIPTION", "Package: x\nDepends:\n    R (>= 4.1)\nImports: cli (>= 3.6), R6\nVignetteBuilder: no\n", "unknown", {"cli": ">= 3.6", "R6": ""}),
+        ("Project.toml", 'name = "X"\n[deps]\nTables = "bd36"\nPrintf = "de08"\n[compat]\nTables = "1.9"\njulia = "1"\n', "unknown", {"Tables": "1.9", "Printf": ""}),
+        ("fpm.toml", '[dependencies]\njson = {git = "https://x/y"}\nblas = "*"\n[dev-dependencies]\ntest = "1"\n', "unknown", {"json": "", "blas": "*", "test": "1"}),
+        ("alire.toml", '[[depends-on]]\naaa = "~0.3"\n[[depends-on]]\nspdx = "^26"\n', "unknown", {"aaa": "~0.3", "spdx": "^26"}),
+        ("shard.yml", "name: x\ndependencies:\n  crystal-pg:\n    github: a/b\n    version: ~> 0.2\n  db:\n    github: a/db\ntargets:\n  no:\n    main: a\n", "unknown", {"crystal-pg": "~> 0.2", "db": ""}),
+        ("elm.json", '{"dependencies": {"direct": {"elm/core": "1.0.4"}, "indirect": {"elm/json": "1"}}, "test-dependencies": {}}', "unknown", {"elm/core": "1.0.4"}),
+        ("Chart.yaml", 'name: x\ndependencies:\n  - name: redis\n    version: "17.x"\n    repository: https://a\n  - name: own\n', "unknown", {"redis": "17.x", "own": ""}),
+        ("build.zig.zon", '.{ .name = .x, .dependencies = .{ .diffz = .{ .url = "https://a", .hash = "b" }, .@"k-f" = .{ .path = "c" } }, .paths = .{""} }', "unknown", {"diffz": "", "k-f": ""}),
+        ("cpanfile", "requires 'Moo', '2.0';\nrequires \"Plack\";\n# requires 'No';\non test => sub {\n  requires 'Test::More' => '>= 1';\n};\n", "unknown", {"Moo": "2.0", "Plack": "", "Test::More": ">= 1"}),
+        ("project.clj", '(defproject shop "1.0"\n  :dependencies [[org.clojure/clojure "1.12"]\n [ring "1.15"]])', "unknown", {"org.clojure/clojure": "1.12", "ring": "1.15"}),
+        ("deps.edn", '{:deps {org.clojure/clojure {:mvn/version "1.12"}}}', "unknown", {"org.clojure/clojure": "1.12"}),
+        ("versions.tf", 'terraform {\n  required_providers {\n    aws = {\n      source  = "hashicorp/aws"\n      version = ">= 6"\n    }\n    own = { source = "acme/own" }\n  }\n}\n', "unknown", {"hashicorp/aws": ">= 6", "acme/own": ""}),
         ("pyproject.toml", "this is [not toml", "python", {}),
         ("package.json", "[1, 2", "javascript", {}),
         ("pom.xml", "<project>", "java", {}),
         ("go.mod", b"\xff\xfe\x00".decode("latin-1"), "go", {}),
+        ("elm.json", "[1]", "unknown", {}), ("Project.toml", "deps = 3", "unknown", {}), ("Chart.yaml", "dependencies: {}", "unknown", {}),
     ],
-)
+)  # fmt: skip
 def test_dependencies_come_from_the_manifest(
     tmp_path: Path, manifest: str, content: str, kind: str, expected: dict[str, str]
 ) -> None:
     write(tmp_path, {manifest: content})
     assert manifests.read_dependencies(ProjectFiles(tmp_path)) == expected
     assert cco_sidecar.project_type(tmp_path, []) == kind
+
+
+def test_manifests_that_are_called_as_their_packages_are_read_too(tmp_path: Path) -> None:
+    cabal = (
+        "name: shell\nlibrary\n  if impl(ghc < 8)\n    build-depends:\n      semigroups\n  build-depends:\n    -- no, comment\n"
+        "    aeson >= 1.4 && < 2,\n    base\n  exposed-modules: A, B\ntest-suite t\n  build-depends: shell, text ^>= 2\n"
+    )
+    opam = 'opam-version: "2.0"\ndepends: [\n  "dune" {>= "3.18"}\n  "lwt" {>= "6"}\n  "odoc" {with-doc}\n]\nconflicts: [\n  "no"\n]\n'
+    files = {"shell.cabal": cabal, "lwt_ppx.opam": opam, "lwt.opam": "", "deep/b.opam": 'depends: [\n "no"\n]\n'}
+    write(tmp_path, files)
+    assert manifests.read_dependencies(ProjectFiles(tmp_path, list(files))) == {
+        "semigroups": "", "aeson": ">= 1.4 && < 2", "base": "", "text": "^>= 2", "dune": ">= 3.18", "odoc": "",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -743,7 +769,7 @@ def test_of_a_project_s_modules_only_the_changed_ones_are_read_again(
         return found
 
     monkeypatch.setattr(ProjectFiles, "_read", noted)
-    monkeypatch.setattr(plugin("_parsing"), "is_young", lambda moment, now: False)
+    monkeypatch.setattr(plugin("_parsing"), "is_recent", lambda moment, now: False)
     write(tmp_path, given)
     assert dependencies() == manifests.presentable(expected)
     for name in list(dict.fromkeys(read)):
@@ -761,7 +787,7 @@ def test_a_manifest_that_was_changed_this_moment_is_parsed_again(
     parsing, parsed = plugin("_parsing"), list[None]()
     facts = parsing.while_unchanged(lambda files: {"found": files.parsed("a", lambda _: parsed.append(None))})
     write(tmp_path, {"a": "x"})
-    monkeypatch.setattr(parsing, "is_young", lambda moment, now: is_young)
+    monkeypatch.setattr(parsing, "is_recent", lambda moment, now: is_young)
     for _ in range(3):
         facts(ProjectFiles(tmp_path))
     assert len(parsed) == (3 if is_young else 1)
@@ -771,7 +797,7 @@ def test_a_manifest_that_could_not_be_read_is_read_again(tmp_path: Path, monkeyp
     parsing = plugin("_parsing")
     facts = parsing.while_unchanged(lambda files: {"found": files.parsed("a", lambda file: file.text())})
     write(tmp_path, {"a": "x"})
-    monkeypatch.setattr(parsing, "is_young", lambda moment, now: False)
+    monkeypatch.setattr(parsing, "is_recent", lambda moment, now: False)
     with monkeypatch.context() as failing:
         failing.setattr(ProjectFiles, "_check", lambda *_: os.read(-1, 1))
         assert facts(ProjectFiles(tmp_path)) == {"found": None}
@@ -781,7 +807,7 @@ def test_a_manifest_that_could_not_be_read_is_read_again(tmp_path: Path, monkeyp
 def test_what_one_project_may_read_is_not_told_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsing = plugin("_parsing")
     facts = parsing.while_unchanged(lambda files: {"found": files.parsed("a", lambda file: file.text())})
-    monkeypatch.setattr(parsing, "is_young", lambda moment, now: False)
+    monkeypatch.setattr(parsing, "is_recent", lambda moment, now: False)
     write(tmp_path, {"one/a": "x", "two/b": ""})
     (tmp_path / "two/a").symlink_to(tmp_path / "one/a")
     assert facts(ProjectFiles(tmp_path / "one")) == {"found": "x"}

@@ -218,7 +218,7 @@ def pubspec(file: File) -> tuple[str, Versions]:
 def pubspec_block(lines: list[str]) -> Versions:
     """The packages, with a version that stands beside or below one."""
     found, depth, last = Versions(), "", ""
-    for indent, name, value in re.findall(r"(?m)^([ \t]+)(\w+):[ \t]*(.*)$", "\n".join(lines)):
+    for indent, name, value in re.findall(r"(?m)^([ \t]+)([\w-]+):[ \t]*(.*)$", "\n".join(lines)):
         depth = depth or indent
         version = unquoted(re.split(r"(?:^|\s)#", value, maxsplit=1)[0].strip())
         if indent == depth:

@@ -3,8 +3,8 @@
 Read are pyproject.toml, setup.cfg, setup.py (never run), requirements.txt, package.json, Cargo.toml, go.mod, pom.xml,
 build.gradle, Gemfile, composer.json, mix.exs, pubspec.yaml, build.sbt and Package.swift, each in the root, what
 requirements.txt and setup.cfg include from inside it, and the modules that package.json, Cargo.toml, go.work, pom.xml,
-settings.gradle, mix.exs, pubspec.yaml, build.sbt or a .NET solution have there. What cannot be read tells nothing, and
-costs one line in the log.
+settings.gradle, mix.exs, pubspec.yaml, build.sbt or a .NET solution have there; and those of rarer languages. What
+cannot be read tells nothing, and costs one line in the log.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from cco_sidecar_plugins.context._modules import (
     without_own,
 )
 from cco_sidecar_plugins.context._parsing import Facts, File, ProjectFiles, remembered, while_unchanged
+from cco_sidecar_plugins.context._rare_manifests import rare_dependencies
 from cco_sidecar_plugins.context._urls import without_credentials
 
 
@@ -94,7 +95,7 @@ def read_dependencies(files: ProjectFiles) -> Versions:
         ("build.sbt", sbt_dependencies),
         ("Package.swift", swift_dependencies),
     )
-    found = merged(files.parsed(name, parse) or {} for name, parse in parsers)
+    found = merged((*(files.parsed(name, parse) or {} for name, parse in parsers), rare_dependencies(files)))
     dotnet = dotnet_dependencies(files) if not found or has_solution(files) else {}
     return presentable(merged((found, dotnet)))
 

@@ -1,0 +1,111 @@
+"""Dependencies out of the manifests of languages from Ada to Zig, of Helm and of Terraform, for the plugin metadata of
+cco_sidecar. No manifest is run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from cco_sidecar_plugins._patterns import late_pattern
+from cco_sidecar_plugins.context._manifests import pubspec_block
+from cco_sidecar_plugins.context._modules import Versions, merged, yaml_block
+from cco_sidecar_plugins.context._parsing import File, ProjectFiles
+
+
+def rare_dependencies(files: ProjectFiles) -> Versions:
+    """Those of the manifests in the root, of which some are packages themselves."""
+    named = [(name, parse) for end, parse in BY_ENDING.items() for name in files.ending_with(end) if "/" not in name]
+    found = merged(files.parsed(name, parse) or {} for name, parse in (*BY_NAME.items(), *named))
+    return {name: version for name, version in found.items() if f"{name}.opam" not in dict(named)}
+
+
+def toml_dependencies(file: File) -> Versions:
+    """Of fpm.toml, or of Alire's, whose dependencies are a list of tables."""
+    data = file.toml()
+    tables = data["depends-on"] if isinstance(data.get("depends-on"), list) else []
+    tables += [file.table(data, name) for name in ("dependencies", "dev-dependencies")]
+    return merged({name: text(value) for name, value in file.table(table).items()} for table in tables)
+
+
+def text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def julia_dependencies(file: File) -> Versions:
+    data = file.toml()
+    bounds = file.table(data, "compat")
+    return {name: text(bounds.get(name)) for name in file.table(data, "deps")}
+
+
+def elm_dependencies(file: File) -> Versions:
+    """Of a package, or the direct ones of an application."""
+    data = file.json()
+    tables = [file.table(data, name) for name in ("dependencies", "test-dependencies")]
+    tables = [file.table(table, "direct") if "direct" in table else table for table in tables]
+    return merged({name: text(value) for name, value in table.items()} for table in tables)
+
+
+def crystal_dependencies(file: File) -> Versions:
+    blocks = (yaml_block(file.text(), key) for key in ("dependencies", "development_dependencies"))
+    return merged(map(pubspec_block, blocks))
+
+
+def helm_dependencies(file: File) -> Versions:
+    items = re.split(r"(?m)^[ \t]*- ", "\n".join(yaml_block(file.text(), "dependencies")))[1:]
+    found = [dict(re.findall(r"(?m)^[ \t]*(name|version):[ \t]*[\"']?([^\"'#\n]+)", item)) for item in items]
+    return {item["name"].strip(): item.get("version", "").strip() for item in found if "name" in item}
+
+
+def r_dependencies(file: File) -> Versions:
+    fields = dict(re.findall(r"(?m)^(Depends|Imports|LinkingTo|Suggests):(.*(?:\n[ \t].*)*)", file.text()))
+    items = (item.strip() for field in fields.values() for item in field.split(","))
+    found = [re.fullmatch(r"([\w.]+)\s*(?:\((.*)\))?", item) for item in items]
+    return {item[1]: (item[2] or "").strip() for item in found if item and item[1] != "R"}
+
+
+def cabal_dependencies(file: File) -> Versions:
+    code = re.sub(r"(?m)^[ \t]*--.*\n?", "", file.text())
+    own = re.search(r"(?mi)^name:[ \t]*([\w-]+)", code)
+    found: Versions = {}
+    for field in CABAL.finditer(code):
+        after = code[field.end() : field.end() + LONGEST_FIELD]
+        below = re.split(rf"(?m)^(?!{field[1]}[ \t])", after, maxsplit=1)[0]
+        for item in f"{field[2]}{below}".split(","):
+            if match := re.match(r"\s*([A-Za-z0-9-]+)(?::\S+)?\s*(.*)", item):
+                found.setdefault(match[1], match[2].strip())
+    return {name: version for name, version in found.items() if not own or name != own[1]}
+
+
+CABAL = late_pattern(r"(?mi)^([ \t]{0,40})build-depends:([^\n]*)\n?")
+LONGEST_FIELD = 20_000  # letters of a list of dependencies
+
+
+def opam_dependencies(file: File) -> Versions:
+    listed = re.search(r"(?ms)^depends:\s*\[(.*?)^\]", file.text())
+    names = re.findall(r'(?m)^\s*"([\w+-]+)"\s*(?:\{([^}\n]*)\})?', listed[1]) if listed else []
+    return {name: " ".join(re.findall(r'[<>=!]+ *"[^"]*"', bounds)).replace('"', "") for name, bounds in names}
+
+
+def written(pattern: str) -> Callable[[File], Versions]:
+    """Reads what a pattern finds: the name, and the version or nothing."""
+    compiled = late_pattern(pattern)
+    return lambda file: {name.strip('@"'): version for name, version in compiled.findall(file.text())}
+
+
+BY_NAME = {
+    "DESCRIPTION": r_dependencies, "Project.toml": julia_dependencies, "fpm.toml": toml_dependencies,
+    "alire.toml": toml_dependencies, "shard.yml": crystal_dependencies, "elm.json": elm_dependencies,
+    "Chart.yaml": helm_dependencies,
+    "build.zig.zon": written(r'\.(@"[^"\n]{1,99}"|\w{1,99})\s*+=\s*+\.\{(?=[^{}]{0,999}\.(?:url|path)\s{0,9}=)()'),
+    "cpanfile": written(
+        r"""(?m)^\s{0,99}requires\s{1,9}["']([\w:]{1,99})["'](?:\s{0,9}(?:,|=>)\s{0,9}["']([^"'\n]{0,99}))?"""
+    ),
+    "project.clj": written(r'\[([\w./-]{1,99})\s{1,9}"([^"\n]{1,99})"'),
+    "deps.edn": written(r'([\w./-]{1,99})\s{1,9}\{:mvn/version\s{1,9}"([^"\n]{1,99})"'),
+    "versions.tf": written(
+        r'\w{1,99}\s{0,99}=\s{0,9}\{\s{0,99}source\s{0,9}=\s{0,9}"([^"\n]{1,99})"'
+        r'(?:\s{0,99}version\s{0,9}=\s{0,9}"([^"\n]{0,99}))?'
+    ),
+}  # fmt: skip
+BY_ENDING = {".cabal": cabal_dependencies, ".opam": opam_dependencies}

@@ -107,7 +107,7 @@ def table(cases: dict[str, tuple[Any, Any]]) -> Any:
     return pytest.mark.parametrize(("given", "expected"), cases.values(), ids=cases.keys())
 
 
-def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """The first true value of ``condition``; fails when there is none in time."""
     begin = time.monotonic()
     while True:
@@ -172,6 +172,13 @@ def make_repository(folder: Path) -> Path:
     """A small Python project with two commits: a copy, since git takes six processes to make it."""
     shutil.copytree(first_repository(), folder, ignore=shutil.ignore_patterns("*.sample"), dirs_exist_ok=True)
     git(folder, "update-index", "-q", "--refresh")  # which knows files by their inodes
+    return folder
+
+
+def outside_repositories(folder: Path) -> Path:
+    """``folder``, for a test that needs a place around which nothing looks like a repository."""
+    around = [place / ".git" for place in folder.resolve().parents if os.path.lexists(place / ".git")]
+    assert not around, f"{around[0]} lies around the folders of tests, as sandboxes leave it: remove it, or set TMPDIR"
     return folder
 
 

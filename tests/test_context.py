@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from conftest import MODULE, Client, Service, git, make_repository, plugin, serving, until, write
+from conftest import MODULE, Client, Service, git, make_repository, outside_repositories, plugin, serving, until, write
 from freshness import stale_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,7 +116,7 @@ def test_alone_git_is_not_asked_for_the_words_of_very_large_files(repository: Pa
 def test_alone_a_folder_that_is_no_repository_has_the_files_that_are_not_hidden(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "folder"
+    folder = outside_repositories(tmp_path) / "folder"
     for name in ("main.py", "src/deep/part.py", ".secret/key.pem", ".hidden"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x = 1\n")
@@ -363,7 +363,7 @@ def test_a_machine_without_git_gets_files_where_nothing_excludes_any(
     make_service: MakeService, tmp_path: Path, what: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    root = tmp_path / "around/plain"
+    root = outside_repositories(tmp_path) / "around/plain"
     write(root / "app.py", "x = 1\n")
     write(root / "secret.log", "ignored")
     IGNORING.get(what, str)(root)
@@ -1637,7 +1637,7 @@ WORDS = {
 def test_words_of_any_script_are_found_with_git_and_without(
     make_service: MakeService, tmp_path: Path, git_is: str, arguments: list[str]
 ) -> None:
-    root = tmp_path / "words"
+    root = outside_repositories(tmp_path) / "words"
     for name, content in {**WORDS, "src/plain.py": "print()\n", "node_modules/left/index.js": "// zanzibar\n"}.items():
         write(root / name, content)
     if git_is == "there":

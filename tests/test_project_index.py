@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODULE, Service, clean_environment, git, make_repository, plugin, until, write
+from conftest import (
+    MODULE,
+    Service,
+    clean_environment,
+    git,
+    make_repository,
+    outside_repositories,
+    plugin,
+    until,
+    write,
+)
 
 import cco_sidecar
 from cco_sidecar import GitError, ProjectState
@@ -956,7 +966,7 @@ REPOSITORIES: dict[str, tuple[str, tuple[str, ...]]] = {  # where one comes, and
 def test_a_folder_without_git_is_listed_by_one_call_and_a_repository_that_comes_shows_at_the_next_look(
     home: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "above/folder"
+    root = outside_repositories(tmp_path) / "above/folder"
     root.mkdir(parents=True)
     (root / ".gitignore").write_text("*.log\n")
     (root / "main.py").write_text("x = 1\n")

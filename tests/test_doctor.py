@@ -656,7 +656,57 @@ def test_a_database_is_there_until_the_new_one_takes_its_place(
         monkeypatch.setattr(os, "link", refuse)
     plugin("_salvage").salvage(cco_sidecar.load_settings({"root": str(root), "storage": str(path.parent)}, {}))
     (aside,) = path.parent.glob("damaged-*")
-    assert there == [linked] and (aside / path.name).read_bytes() == damaged != path.read_bytes()
+    assert there == [True] and (aside / path.name).read_bytes() == damaged != path.read_bytes()
+
+
+KILLED_AT = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import cco_sidecar
+left = int(sys.argv[2])
+
+def killing(name):
+    def step(*arguments, real=getattr(os, name), **keywords):
+        global left
+        left -= any("storage" in str(argument) for argument in arguments)
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **keywords)
+    return step
+
+for name in ("link", "unlink", "rename", "replace", "mkdir"):
+    setattr(os, name, killing(name))
+sys.exit(cco_sidecar.main(sys.argv[3:]))
+"""
+
+
+def test_a_salvage_that_is_killed_at_any_step_loses_nothing_of_what_the_log_holds(
+    tmp_path: Path, filled: Any, make_service: Callable[..., Service]
+) -> None:
+    root, storage, *_ = filled
+    shutil.copytree(storage, tmp_path / "whole")
+    with contextlib.closing(sqlite3.connect(tmp_path / "whole/sidecar.db")) as database:
+        database.execute("update result set issue = 'in the log' where seq = 3")
+        database.commit()
+        shutil.copytree(tmp_path / "whole", tmp_path / "damaged")  # as a kill leaves it
+    overwrite(tmp_path / "damaged/sidecar.db", 0)
+    words = ["doctor", "--salvage", "--root", str(root), "--storage"]
+    ended, asides = [], []
+    while ended[-1:] != [0]:
+        place = tmp_path / f"storage-{len(ended)}"
+        shutil.copytree(tmp_path / "damaged", place)
+        command = [sys.executable, "-c", KILLED_AT, str(MODULE.parent), str(len(ended)), *words, str(place)]
+        ended.append(subprocess.run(command, cwd=root, env=clean_environment(), capture_output=True).returncode)
+        if (place / "salvaged.db").exists():
+            make_service(root=root, storage=place).stop()
+        elif ended[-1]:
+            plugin("_salvage").salvage(cco_sidecar.load_settings({"root": str(root), "storage": str(place)}, {}))
+        plugin("_database").check_database(place / "sidecar.db", thorough=True)
+        with contextlib.closing(sqlite3.connect(place / "sidecar.db")) as saved:
+            assert saved.execute("select count(*), max(issue = 'in the log') from result").fetchall() == [(40, 1)]
+        asides += [{file.name for file in folder.iterdir()} for folder in place.glob("damaged-*")]
+    assert {*ended[:-1]} == {-signal.SIGKILL} and len(ended) > 6
+    assert all(names >= {"sidecar.db", "sidecar.db-wal"} for names in asides)
 
 
 def test_nothing_is_salvaged_of_a_storage_in_use_or_of_one_that_is_not_there(

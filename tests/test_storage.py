@@ -21,14 +21,14 @@ import threading
 import time
 import types
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from conftest import MODULE, PROJECT, Client, Service, body_of, clean_environment, make_repository, plugin, until
+from conftest import MODULE, PROJECT, Client, Service, body_of, clean_environment, make_repository, plugin, until, write
 
 import cco_sidecar
 from cco_sidecar import (
@@ -55,10 +55,23 @@ from cco_sidecar import (
 Turns = plugin("_turns").Turns
 
 
-def refused_start(root: Path, storage: Path, *more: str) -> str:
-    """The line with which the service does not start on ``storage``."""
-    command = [sys.executable, str(MODULE), "--root", str(root), "--storage", str(storage), "--port", "0", *more]
-    ended = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=30)
+def refused_start(root: Path, storage: Path, *more: str, under: Sequence[str] = ()) -> str:
+    """The line with which the service does not start on ``storage``; ``under`` is a command that runs it."""
+    command = [
+        *under,
+        sys.executable,
+        str(MODULE),
+        "--root",
+        str(root),
+        "--storage",
+        str(storage),
+        "--port",
+        "0",
+        *more,
+    ]
+    # Python would leave half a file of its bytecode to other tests where files cannot grow.
+    env = clean_environment(**({"PYTHONDONTWRITEBYTECODE": "1"} if under else {}))
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert ended.returncode in (1, 2) and ended.stdout == "", ended.stderr
     assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("cco: "), ended.stderr
     return ended.stderr
@@ -238,6 +251,59 @@ def test_the_service_itself_refuses_a_damaged_database_in_one_line(repository: P
     before = path.read_bytes()
     assert "damaged" in refused_start(repository, path.parent)
     assert path.read_bytes() == before and not (path.parent / "sidecar.json").exists()
+
+
+@contextlib.contextmanager
+def held_by_another_program(path: Path) -> Iterator[list[str]]:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("pragma locking_mode = exclusive")
+        other.execute("begin exclusive")
+        yield []
+
+
+@contextlib.contextmanager
+def no_room(path: Path) -> Iterator[list[str]]:
+    yield ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh"]
+
+
+@contextlib.contextmanager
+def little_room(path: Path) -> Iterator[list[str]]:
+    yield ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh"]
+
+
+@pytest.mark.parametrize(
+    ("hinder", "said"),
+    [
+        (held_by_another_program, "database is locked (SQLITE_BUSY)"), (no_room, "disk I/O error (SQLITE_IOERR_SHMOPEN)"),
+        (little_room, "disk I/O error (SQLITE_IOERR_SHMSIZE)"),
+    ],
+)  # fmt: skip
+def test_a_sound_database_that_cannot_be_opened_now_is_not_called_damaged(
+    tmp_path: Path, hinder: Callable[[Path], Any], said: str
+) -> None:
+    with_storage(tmp_path, lambda storage: asyncio.sleep(0))
+    path = tmp_path / "state" / Storage.FILE
+    write(path.with_name("jwt.secret"), "s" * 40).chmod(0o600)
+    before = path.read_bytes()
+    with hinder(path) as words:
+        told = refused_start(tmp_path / "root", path.parent, under=words)
+    assert told == f"cco: the storage {path} cannot be opened: {said}; it is left as it is\n"
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "command", ["serve", "token --type qa-engineer", "token --type qa-engineer --permissions read_context"]
+)
+def test_a_storage_into_which_nothing_can_be_written_is_no_fault_of_the_output(tmp_path: Path, command: str) -> None:
+    (tmp_path / "root").mkdir()
+    where = ["--root", str(tmp_path / "root"), "--storage", str(tmp_path / "state")]
+    words = [sys.executable, str(MODULE), *command.split(), *where]
+    ended = subprocess.run(
+        ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *words], capture_output=True, text=True, timeout=60,
+        env=clean_environment(PYTHONDONTWRITEBYTECODE="1"), cwd=tmp_path,
+    )  # fmt: skip
+    told = f"cco: the storage {tmp_path / 'state'} cannot be used: File too large\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", told)
 
 
 # -- files that are gone

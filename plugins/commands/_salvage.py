@@ -22,7 +22,7 @@ from cco_sidecar import Settings, StartError
 from cco_sidecar_plugins.http.repeats import AnswerRecords
 from cco_sidecar_plugins.storage._database import check_database, check_log_length
 from cco_sidecar_plugins.storage._limit import ForgettingRecords
-from cco_sidecar_plugins.storage._log import REPLICA, check_log, database_files
+from cco_sidecar_plugins.storage._log import REPLICA, SALVAGED, check_log, database_files, take_salvaged
 
 KEYS = {  # what each table is read in the order of
     "event": "seq", "dead_letter": "seq", "position": "project, subject, type, filter", "result": "seq",
@@ -44,29 +44,35 @@ def salvage(settings: Settings) -> str:
     if not path.exists():
         raise StartError(f"there is no {path} to be saved", 1)
     with cco_sidecar.instance_lock(settings.storage):
-        aside = settings.storage / f"damaged-{time.strftime('%Y%m%dT%H%M%S')}"
+        aside = settings.storage / f"damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
         work = settings.storage / "salvage"
         shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
         work.mkdir(mode=0o700)
+        take_salvaged(path)
         try:
             counts, unread = rebuild(path, work)
             if not unread and is_sound(path):
                 raise StartError(f"nothing is damaged of {path}, which is left as it is", 1)
-            aside.mkdir(mode=0o700)
-            for file in database_files(path)[1:]:  # first: to the new database they would be a log of its own
-                if file.exists():
-                    file.rename(aside / file.name)
-            with contextlib.suppress(OSError):  # no links on this file system: then it is gone for a moment
-                os.link(path, aside / path.name)
-            if not (aside / path.name).exists():
-                path.rename(aside / path.name)
-            os.replace(work / "new.db", path)
+            (work / aside.name).mkdir(mode=0o700)
+            for file in filter(Path.exists, database_files(path)):
+                keep(file, work / aside.name / file.name)
+            (work / aside.name).rename(aside)
+            # From here on a kill leaves the rest to the next start.
+            os.replace(work / "new.db", path.with_name(SALVAGED))
+            take_salvaged(path)
         finally:
             shutil.rmtree(work)
     saved = ", ".join(f"{number} {table.replace('_', ' ')}" for table, number in counts.items() if number)
     lost = f"some may be lost of: {', '.join(unread).replace('_', ' ')}" if unread else "none was lost"
     read = f"(rows: {saved or 'none'}; {lost})"
     return f"{path} is made anew of what could be read {read}; the damaged files are in {aside}"
+
+
+def keep(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except OSError:  # no links on this file system
+        shutil.copy2(file, target)
 
 
 def is_sound(path: Path) -> bool:

@@ -9,8 +9,8 @@ import stat
 import struct
 from pathlib import Path
 
-from cco_sidecar import APPLICATION_ID, LOG_BYTES, MB, SCHEMA_VERSION, StartError, StorageError, one_line
-from cco_sidecar_plugins.storage._log import check_log, damaged, database_files
+from cco_sidecar import APPLICATION_ID, LOG_BYTES, MB, SCHEMA_VERSION, StartError, StorageError
+from cco_sidecar_plugins.storage._log import check_log, damaged, database_files, unusable
 
 
 def check_database(path: Path, *, thorough: bool = False, in_use: bool = False) -> None:
@@ -36,7 +36,7 @@ def check_database(path: Path, *, thorough: bool = False, in_use: bool = False) 
             with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
                 verdict = database.execute("pragma quick_check(1)").fetchone()[0]
         except sqlite3.Error as error:
-            verdict = one_line(error)
+            raise unusable(path, error) from None
         if verdict != "ok":
             raise damaged(path, verdict)
 
@@ -61,7 +61,7 @@ def check_owner(path: Path) -> None:
             questions = ("pragma user_version", "pragma application_id", "select count(*) from sqlite_master")
             version, application, tables = (database.execute(question).fetchone()[0] for question in questions)
     except sqlite3.Error as error:
-        raise damaged(path, one_line(error)) from None
+        raise unusable(path, error) from None
     ours = application == APPLICATION_ID
     if (ours and version > SCHEMA_VERSION) or (not ours and (version or tables)):
         owner = "a newer version of this program" if ours else "another program"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
+import sqlite3
 import struct
 from pathlib import Path
 
-from cco_sidecar import LOG_BYTES, MB, StartError, own_command
+from cco_sidecar import LOG_BYTES, MB, StartError, one_line, own_command
 
 log = logging.getLogger("cco")
 
@@ -18,6 +20,16 @@ def database_files(path: Path) -> list[Path]:
     return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
 
 
+def take_salvaged(path: Path) -> None:
+    """Put what doctor --salvage made anew of the database in its place, where that has been killed before it did."""
+    new = path.with_name(SALVAGED)
+    if new.exists():
+        for file in database_files(path)[1:]:  # first: to the new database they would be a log of its own
+            file.unlink(missing_ok=True)
+        os.replace(new, path)
+
+
+SALVAGED = "salvaged.db"  # whole, and the damaged files are kept aside
 REPLICA = "replica.db"  # in the place of the database, where many machines share a log
 
 
@@ -27,6 +39,24 @@ def damaged(path: Path, problem: str) -> StartError:
     if path.name.startswith(REPLICA):
         remedy = "Move it away: the next start makes it anew of the log"
     return StartError(f"the storage {path} is damaged ({problem}); it is left as it is. {remedy}", 1)
+
+
+# What SQLite meets that says nothing of the database: a full disk and a lock of another program for instance.
+CIRCUMSTANCES = (
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL,
+)  # fmt: skip
+UNREAD = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
+
+
+def unusable(path: Path, error: sqlite3.Error) -> StartError:
+    """What a start is refused with where SQLite cannot read the database: damage is told only where it is that."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code & 0xFF not in CIRCUMSTANCES or code in UNREAD:
+        return damaged(path, one_line(error))
+    problem = f"{one_line(error)} ({error.sqlite_errorname})"
+    full = ", its disk is full" if shutil.disk_usage(path.parent).free < MB else ""
+    return StartError(f"the storage {path} cannot be opened: {problem}{full}; it is left as it is", 1)
 
 
 def check_log(path: Path) -> bool:

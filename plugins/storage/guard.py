@@ -30,7 +30,7 @@ from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.storage._database import DatabaseFile, check_database, check_places
 from cco_sidecar_plugins.storage._folder import FolderChanges
 from cco_sidecar_plugins.storage._limit import ForgettingRecords, LimitedStorage, TellingBus
-from cco_sidecar_plugins.storage._log import database_files, lengthen_log
+from cco_sidecar_plugins.storage._log import database_files, lengthen_log, take_salvaged
 from cco_sidecar_plugins.storage._recovery import RecoveredFiles
 
 log = logging.getLogger("cco")
@@ -78,6 +78,7 @@ class GuardedStorage(LimitedStorage):
         self.files: RecoveredFiles = RecoveredFiles(settings.storage / "results")
 
     def start(self) -> None:
+        take_salvaged(self.path)
         check_database(self.path)
         check_places(self.path.parent)
         super().start()

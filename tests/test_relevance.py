@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import conftest
@@ -96,7 +95,9 @@ class Repository:
             return None
 
     def rank(self, task: str = "", **more: Any) -> list[RankedFile]:
-        answer = relevance.rank(self.request(task, **more), wait=True)
+        request, project = self.request(task, **more), self.project()
+        while (answer := project.rank(request)) is None and (builder := project.builder):
+            builder.done.wait()
         assert answer is not None, self.state()
         assert [item.score for item in answer] == sorted((item.score for item in answer), reverse=True)
         assert all(item.reasons and len(item.reasons) <= 4 for item in answer)
@@ -116,7 +117,7 @@ class Repository:
 
     def forget(self) -> None:
         """As after a restart of the service."""
-        relevance.shutdown(SimpleNamespace(root=str(self.root)))
+        relevance.end_project(str(self.root), str(self.index))
 
     def sql(self, statement: str, *parameters: Any) -> list[Any]:
         database = sqlite3.connect(self.database)
@@ -696,7 +697,7 @@ def test_the_index_survives_a_restart(shop: Repository) -> None:
     shop.rank("zebra")
     inode = shop.database.stat().st_ino
     shop.forget()
-    assert relevance.rank(shop.request("session cookie"))[0].path == "shop/session.py", (
+    assert shop.project().rank(shop.request("session cookie"))[0].path == "shop/session.py", (
         "at once: nothing is to be built"
     )
     assert shop.database.stat().st_ino == inode
@@ -785,12 +786,12 @@ def test_the_first_build_of_many_files_is_a_child_and_the_answer_meanwhile_not_n
 
 def test_a_builder_that_is_killed_leaves_an_index_that_is_completed(empty: Repository) -> None:
     many(empty, 900)
-    assert relevance.rank(empty.request("number_123")) is None
+    assert empty.project().rank(empty.request("number_123")) is None
     project = empty.project()
     until(lambda: empty.database.exists() and empty.database.stat().st_size > 0)
     project.builder.process.kill()
     until(project.builder.done.is_set)
-    assert relevance.rank(empty.request("number_123")) is None, "it waits before it tries again"
+    assert empty.project().rank(empty.request("number_123")) is None, "it waits before it tries again"
     assert empty.state()["state"] == "absent" and "builder ended" in empty.state()["error"]
     project._retry_at = 0.0
     assert empty.paths("number_123")[0] == "pack4/module_123.py"
@@ -816,10 +817,21 @@ def test_a_builder_ends_with_its_parent(empty: Repository) -> None:
 
 def test_shutdown_ends_the_builder(empty: Repository) -> None:
     many(empty, 900)
-    assert relevance.rank(empty.request("x")) is None
+    assert empty.project().rank(empty.request("x")) is None
     child = empty.project().builder.process
     empty.forget()
     assert child.poll() is not None
+
+
+def test_of_two_services_of_a_repository_each_has_its_own_index(
+    shop: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = shop.project(), relevance.project_of(str(shop.root), str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(relevance, "Project", None)  # none is made where there is one
+    assert here is shop.project() is not elsewhere
+    relevance.end_project(str(shop.root), str(tmp_path / "elsewhere"))
+    relevance.end_project(str(shop.root), str(tmp_path / "elsewhere"))
+    assert here is shop.project() and shop.paths("session cookie") and elsewhere.rank(shop.request("session")) is None
 
 
 def truncate(path: Path) -> None:
@@ -857,7 +869,7 @@ def test_a_harmed_index_is_made_anew(shop: Repository, harm: Callable[[Path], No
     for suffix in ("-wal", "-shm"):
         Path(f"{shop.database}{suffix}").unlink(missing_ok=True)
     harm(shop.database)
-    first = relevance.rank(shop.request("session cookie"))
+    first = shop.project().rank(shop.request("session cookie"))
     answer = first if first is not None else shop.rank("session cookie")
     assert answer[0].path == "shop/session.py"
     assert shop.sql("pragma user_version") == [(index_file.SCHEMA_VERSION,)] and shop.sql("pragma integrity_check") == [
@@ -896,7 +908,7 @@ def test_a_search_that_fails_in_one_of_two_threads_is_waited_for_and_the_index_m
 
     monkeypatch.setattr(index_file, "in_thread", seen_in_thread)
     monkeypatch.setattr(index_file.Index, "close", seen_close)
-    assert relevance.rank(shop.request("session cookie")) is None
+    assert shop.project().rank(shop.request("session cookie")) is None
     assert len(searches) == 1 and waited_for == [True]
     assert shop.rank("session cookie")[0].path == "shop/session.py"
 
@@ -913,7 +925,7 @@ def test_an_index_that_stays_locked_is_replaced(shop: Repository, monkeypatch: p
     blocker = sqlite3.connect(shop.database, isolation_level=None)
     blocker.execute("begin immediate")
     shop.put("shop/new.py", "def zebra(): ...\n")
-    answers = [relevance.rank(shop.request("zebra")) for _ in range(4)]
+    answers = [shop.project().rank(shop.request("zebra")) for _ in range(4)]
     assert answers[0] is None and answers[-1][0].path == "shop/new.py"
     blocker.close()
 
@@ -936,7 +948,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_the_state_and_no_excepti
 def test_a_large_change_is_left_to_the_builder(shop: Repository) -> None:
     shop.rank("zebra")
     many(shop)
-    assert relevance.rank(shop.request("number_7")) is None
+    assert shop.project().rank(shop.request("number_7")) is None
     assert shop.paths("number_7")[0] == "pack0/module_7.py"
 
 

@@ -64,6 +64,7 @@ from cco_sidecar import (
     RankRequest,
     Sections,
     hookimpl,
+    in_thread,
     redact,
 )
 from cco_sidecar_plugins._hooks import waits_for_nothing
@@ -157,15 +158,10 @@ class Project:
         self._busy = 0
         self._ended = False
 
-    def rank(self, request: RankRequest, wait: bool = False) -> list[RankedFile] | None:
-        """The ranking; None while the index is being built, or where it cannot be."""
-        while True:
-            with self.lock:
-                answer = self._rank(request)
-                builder = self.builder
-            if answer is not None or not wait or builder is None:
-                return answer
-            builder.done.wait()
+    def rank(self, request: RankRequest) -> list[RankedFile] | None:
+        """The files for a request, best first; None while the index is being built, or where it cannot be."""
+        with self.lock:
+            return self._rank(request)
 
     def _rank(self, request: RankRequest) -> list[RankedFile] | None:
         if self._building() or self._ended or time.monotonic() < self._retry_at:
@@ -325,12 +321,17 @@ _projects_lock = threading.Lock()
 
 def project_of(root: str, folder: str) -> Project:
     with _projects_lock:
-        return _projects.setdefault((root, folder), Project(root, folder))
+        if (project := _projects.get((root, folder))) is None:
+            project = _projects[root, folder] = Project(root, folder)
+        return project
 
 
-def rank(request: RankRequest, wait: bool = False) -> list[RankedFile] | None:
-    """The files for a request, best first; None while the index is being built, which ``wait`` waits for."""
-    return project_of(request.root, request.index_folder).rank(request, wait)
+def end_project(root: str, folder: str) -> None:
+    """End its builder and close its index. Blocks."""
+    with _projects_lock:
+        project = _projects.pop((root, folder), None)
+    if project:
+        project.end()
 
 
 def neighbours(root: str, paths: Sequence[str]) -> dict[str, Neighbours]:
@@ -342,7 +343,7 @@ def neighbours(root: str, paths: Sequence[str]) -> dict[str, Neighbours]:
 
 @hookimpl
 def rank_files(request: RankRequest) -> list[RankedFile] | None:
-    ranked = rank(request)
+    ranked = project_of(request.root, request.index_folder).rank(request)
     if not request.task or not ranked or ranked[0].matched:  # all are, or none is
         return ranked
     return [msgspec.structs.replace(item, reasons=[NO_MATCH, *item.reasons]) for item in ranked]
@@ -386,6 +387,12 @@ class WarmContexts(PreparedContexts):
         await self._pool.run(redact, "")  # whose patterns the first result would wait for
         await self._pool.run(keep_for_good)
 
+    async def close(self) -> None:
+        await super().close()
+        root, folder = str(self._settings.root), str(self._index_folder)
+        ending = asyncio.wrap_future(in_thread("relevance", lambda: end_project(root, folder)))
+        await asyncio.wait([ending], timeout=2)  # it waits for a ranking that goes on
+
     async def _warm(self) -> None:
         state = await self.project.state()
         if len(state.files) >= self.WARM_FROM:
@@ -414,16 +421,6 @@ class WarmContexts(PreparedContexts):
         facts = {"root": str(self._settings.root), "index_folder": str(self._index_folder)}
         states = [answer for _, answer in self._hooks.ask("index_state", **facts)]
         return any(state.get("state") == "building" for state in states)
-
-
-@hookimpl
-def shutdown(info: Any) -> None:
-    """End the builders of the service's project and close its index."""
-    with _projects_lock:
-        ended = [key for key in _projects if key[0] == info.root]
-        projects = [_projects.pop(key) for key in ended]
-    for project in projects:
-        project.end()
 
 
 def build(root: str, path: Path, files: list[FileFact], head: str | None) -> None:

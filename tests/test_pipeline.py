@@ -44,14 +44,16 @@ class Runs:
     def env(self) -> dict[str, str]:
         return {"TEAM_LOG": str(self.log), "CCO_SIDECAR_AGENT_COMMAND": TEAM, "COLUMNS": "200"}
 
-    def start(self, *words: str, script: Any = None, out: Any = None, **env: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, *words: str, script: Any = None, out: Any = None, stdin: Any = subprocess.DEVNULL, **env: str
+    ) -> subprocess.Popen[bytes]:
         """Run in the background; what it prints goes to a file of its own, `output` reads it."""
         task = [] if script is None else ["--task", json.dumps(script)]
         where = [f"--root={self.root}", f"--storage={self.storage}", f"--project={PROJECT}"]
         command = [sys.executable, str(MODULE), "run", *where, *task, *words]
         number = len(self.started)
         with self.path(number, "out").open("wb") as stdout, self.path(number, "err").open("wb") as stderr:
-            streams = {"stdin": subprocess.DEVNULL, "stdout": out or stdout, "stderr": stderr}
+            streams = {"stdin": stdin, "stdout": out or stdout, "stderr": stderr}
             process = subprocess.Popen(command, env=clean_environment(**self.env | env), **streams)
         self.started.append(process)
         return process
@@ -983,6 +985,13 @@ def test_a_service_that_another_pipeline_still_uses_stays_until_that_has_ended(r
 
 
 # -- interruptions
+
+
+def test_a_run_that_is_to_end_with_its_input_ends_where_that_cannot_be_read(runs: Runs, tmp_path: Path) -> None:
+    with (tmp_path / "written").open("wb") as only_written:
+        process = runs.start("--issue", "i-1", "--until-eof", script={"chief-architect": ["hang"]}, stdin=only_written)
+    assert process.wait(60) in (130, 143), runs.output(process, "err")
+    assert "Traceback" not in runs.output(process, "err")
 
 
 def test_ctrl_c_ends_the_agent_and_leaves_nothing_running(runs: Runs) -> None:

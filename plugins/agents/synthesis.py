@@ -33,7 +33,7 @@ from cco_sidecar import (
     write_file,
 )
 from cco_sidecar_plugins._files import NO_JSON
-from cco_sidecar_plugins.commands._pipeline_view import last_shown
+from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint
 from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix, read_status
 

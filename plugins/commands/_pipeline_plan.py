@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from cco_sidecar import NextAgent, redact
-from cco_sidecar_plugins.commands._pipeline_view import last_shown
+from cco_sidecar_plugins._terminal import last_shown
 
 PART = "\n\nYour part: "  # between the task and why it is an agent's turn
 PRIORITIES = ("high", "medium", "low")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cco_sidecar import StartError, iso
-from cco_sidecar_plugins._patterns import late_pattern
-from cco_sidecar_plugins.commands._printing import cell, cut, print_table
+from cco_sidecar_plugins._terminal import plain
+from cco_sidecar_plugins.commands._printing import cut, print_table
 
 
 class NotWritten(Exception):
@@ -114,21 +114,6 @@ class LiveView(TableView):
 
 def view_of(options: argparse.Namespace) -> View:
     return JsonView() if options.format == "json" else LiveView() if sys.stdout.isatty() else TableView()
-
-
-ESCAPES = late_pattern(  # ECMA-48: control sequences, operating system commands, control strings, and the short ones
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])"
-)
-
-
-def plain(text: str) -> str:
-    """Nothing in ``text`` steers the terminal."""
-    return cell(ESCAPES.sub("", text))
-
-
-def last_shown(line: str) -> str:
-    """What a terminal shows of a line of output in the end: carriage returns replace what came before them."""
-    return cell(ESCAPES.sub("", line).rstrip("\r").rpartition("\r")[2])
 
 
 def started_line(facts: dict[str, Any]) -> Iterable[str]:

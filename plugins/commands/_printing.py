@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from cco_sidecar import GOOD
+from cco_sidecar_plugins._terminal import printable
 from cco_sidecar_plugins.commands._table import speaks_unicode
 
 # -- as --format says
@@ -53,10 +54,9 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def cell(value: Any) -> str:
-    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-    return "".join(
-        character if character.isprintable() else " " for character in text
-    )  # nothing may steer the terminal
+    return printable(
+        value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    )
 
 
 def print_table(columns: list[str], lines: list[list[str]]) -> None:

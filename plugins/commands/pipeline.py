@@ -12,6 +12,7 @@ files ``_pipeline_*.py`` beside this one. Seconds everywhere but in the query of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -41,6 +42,7 @@ from cco_sidecar import (
     settings_from,
 )
 from cco_sidecar_plugins._program import handling_signals
+from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins.agents.specialists import nearest_type
 from cco_sidecar_plugins.commands._client import Refused
 from cco_sidecar_plugins.commands._pipeline_issue import Interrupts, Issue, Story
@@ -52,7 +54,7 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
     silent_result,
 )
 from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_service
-from cco_sidecar_plugins.commands._pipeline_view import NotWritten, View, counted, last_shown, view_of
+from cco_sidecar_plugins.commands._pipeline_view import NotWritten, View, counted, view_of
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number, text_or_input
 from cco_sidecar_plugins.commands.approve import newly_asked
 
@@ -127,8 +129,9 @@ def command_run(options: argparse.Namespace) -> int:
 
 def end_at_eof() -> None:
     """End the pipeline, as Ctrl-C does, at the end of standard input: it comes however the service ends."""
-    while os.read(0, 4096):
-        pass
+    with contextlib.suppress(OSError):  # what cannot be read on has ended too
+        while os.read(0, 4096):
+            pass
     if hasattr(signal, "pthread_kill"):  # which also ends what the main thread waits for
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     else:

@@ -1,5 +1,6 @@
 """Every refusal is JSON with its code, its time and its request id, however broken the request was."""
 
+import ast
 import contextlib
 import gc
 import gzip
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import PROJECT, Client, Service, body_of, described, git, until
+from conftest import PROJECT, ROOT, Client, Service, body_of, described, git, until
 
 import cco_sidecar
 
@@ -906,3 +907,16 @@ def test_a_refused_request_is_gone_as_soon_as_it_is_answered(work: Callable[[], 
     finally:
         if collecting:
             gc.enable()
+
+
+def test_whoever_takes_what_is_no_json_takes_what_is_no_text_too() -> None:
+    """msgspec says of broken JSON that it is a DecodeError, of bytes that are no UTF-8 something else."""
+    for file in (cco_sidecar.__file__, *sorted(map(str, (ROOT / "plugins").rglob("*.py")))):
+        for node in ast.walk(ast.parse(Path(file).read_text())):
+            caught = node.type if isinstance(node, ast.ExceptHandler) else None
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "contextlib.suppress":
+                caught = ast.Tuple(node.args)
+            named = ast.unparse(caught) if caught else ""
+            assert "DecodeError" not in named.replace("UnicodeDecodeError", "").replace("TOMLDecodeError", "") or (
+                re.search(r"UnicodeDecodeError|\bValueError", named)
+            ), f"{file}:{getattr(node, 'lineno', '')}: {named}"

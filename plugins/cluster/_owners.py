@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from cco_sidecar import ApiError, Running, StorageError, log, one_line
+from cco_sidecar_plugins._files import NO_JSON
 from cco_sidecar_plugins.agents.end import EndedAgents
 from cco_sidecar_plugins.cluster._replicated import ReplicatedStorage
 from cco_sidecar_plugins.http.repeats import RepeatedAgents
@@ -49,7 +50,7 @@ class OwningAgents(EndedAgents, RepeatedAgents):
                 answer = self._storage.peers.ask(owner, {"describe": row["id"]}).result(1)
                 if "agent_id" in (told := msgspec.json.decode(answer)):
                     return told
-            except (StorageError, TimeoutError, msgspec.DecodeError) as error:
+            except (StorageError, TimeoutError, *NO_JSON) as error:
                 self._storage.peers.forget(owner)
                 log.debug("agent %s: its owner does not answer: %s", row["id"], one_line(error))
         return super().describe(row)  # what the ledger alone knows
@@ -63,7 +64,7 @@ class OwningAgents(EndedAgents, RepeatedAgents):
         try:
             answer = await asyncio.wrap_future(self._storage.peers.ask(owner, {"end": agent_id, "force": force}))
             told = msgspec.json.decode(answer)
-        except (StorageError, msgspec.DecodeError) as error:
+        except (StorageError, *NO_JSON) as error:
             problem = f"{agent_id} belongs to {name}, which does not answer ({one_line(error)})"
             raise ApiError("AGT_001", problem, status=503, retry_after=5) from None
         if "ending" not in told:

@@ -24,6 +24,7 @@ import tornado.iostream
 from tornado.httputil import HTTPHeaders
 
 from cco_sidecar import ERRORS, READ, ApiError, Endpoint, Route, StoreResult, hookimpl
+from cco_sidecar_plugins._files import NO_JSON
 from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents.details import heard_from
 from cco_sidecar_plugins.http._mcp_protocol import (
@@ -267,7 +268,7 @@ class ResumeMcp(Endpoint):
     aside = True
 
     async def respond(self) -> bytes:
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(*NO_JSON):
             place = self.request.headers.get("Last-Event-ID", "")
             process, modern, message_id = msgspec.json.decode(place, type=tuple[str, bool, str | int])
             if process != process_of(self):

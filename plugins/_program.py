@@ -133,6 +133,15 @@ def writing() -> Iterator[None]:
         raise StartError(problem, REFUSED) from error
 
 
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """While standard input is read. Raises StartError where that cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise StartError(f"standard input cannot be read: {error.strerror}") from None
+
+
 class LogLines(logging.StreamHandler[typing.TextIO]):
     """Lines for a reader that may stop: a full pipe is waited for once, for a second; then lines are dropped.
 

@@ -697,9 +697,18 @@ CUT = [
     STREAM + b'18\r\ndata: {"jsonrpc":"2.0","\r\n',
     STREAM + b'18\r\ndata: {"json',
 ]
+BROKEN = {  # answers that come whole
+    "half an object": b'{"id": "a", ',
+    "no object": b"5",
+    "no text": b'{"id": "\xff"}',
+    "what is nested too deep": b"[" * 100_000,
+}
+CUT += [b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content) for content in BROKEN.values()]
+CUT += [STREAM + b"%x\r\ndata: %b\n\r\n0\r\n\r\n" % (len(content) + 7, content) for content in BROKEN.values()]
+CUT += [b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100000\r\n\r\n" + b"[" * 100_000]
 
 
-def test_a_request_whose_answer_is_cut_is_answered(service: Service) -> None:
+def test_a_request_whose_answer_is_cut_or_broken_is_answered(service: Service) -> None:
     """A session waits for each answer: a service may be killed before it gives one, within it, and while a wait shows
     that it lives.
     """

@@ -39,6 +39,7 @@ from cco_sidecar import (
     one_line,
     settings_from,
 )
+from cco_sidecar_plugins._program import reading
 from cco_sidecar_plugins.commands._client import Client, Refused
 from cco_sidecar_plugins.commands._running import (
     running_service,
@@ -55,6 +56,7 @@ MAX_LINE = 33 * MB
 MOST = 1_000  # messages that are handed on or wait for room, of a thread each
 SILENT = 60  # seconds; the service gives a sign of life every five
 LAST_WORDS = 5.0  # seconds for answers that are under way when the program has gone
+LOOK = "look whether what you asked for was done before you ask again"
 VERSION = "io.modelcontextprotocol/protocolVersion"
 
 
@@ -145,6 +147,24 @@ class Message:
             one.cancelled = True
 
 
+class NoMessage(Exception):
+    """What the service answered is none."""
+
+
+def object_in(content: bytes) -> dict[str, Any]:
+    """The message that the service sent. Raises NoMessage."""
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise NoMessage(one_line(error)[:200]) from None
+
+
+def next_line() -> bytes:
+    """The program's next message, empty at the end. Raises StartError where nothing can be read."""
+    with reading():
+        return sys.stdin.buffer.readline(MAX_LINE)
+
+
 class Bridge:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options, self._client = options, typing.cast(SessionClient | None, None)
@@ -155,7 +175,7 @@ class Bridge:
     def run(self) -> int:
         """Hand messages on until standard input ends."""
         under_way: dict[threading.Thread, Message] = {}
-        while line := sys.stdin.buffer.readline(MAX_LINE):
+        while line := next_line():
             if not line.strip():
                 continue
             under_way = {thread: message for thread, message in under_way.items() if thread.is_alive()}
@@ -176,6 +196,8 @@ class Bridge:
             try:
                 with contextlib.nullcontext() if asked.id is None or asked.problem else self._room:
                     self._answer(asked)
+            except NoMessage as error:
+                self._fail(message, -32000, f"what the service answered is no message: {error}; {LOOK}")
             except (ValueError, RecursionError) as error:
                 self._fail(message, -32700, f"This is no message: {one_line(error)[:200]}")
             except http.client.HTTPException:  # the answer, or its beginning, was cut
@@ -215,6 +237,7 @@ class Bridge:
             if answer.headers.get_content_type() == "text/event-stream":
                 self._hand_back(answer)
             elif content := answer.read().strip():
+                object_in(content)
                 self._write(content)
 
     def _hand_back(self, stream: Iterable[bytes]) -> None:
@@ -222,15 +245,15 @@ class Bridge:
         the same. Raises IncompleteRead where it does not come, for which urllib ends a stream that was cut as one that
         is complete.
         """
-        last, problem = b"{}", typing.cast(Exception, http.client.IncompleteRead(b""))
+        last, problem = dict[str, Any](), typing.cast(Exception, http.client.IncompleteRead(b""))
         try:
             for part in stream:
                 if part.startswith(b"data:") and part.endswith(b"\n") and (content := part[5:].strip()):
+                    last = object_in(content)
                     self._write(content)
-                    last = content
         except (OSError, http.client.HTTPException) as error:
             problem = error
-        if "id" not in json.loads(last):
+        if "id" not in last:
             raise problem
 
     def _refuse(self, message: Any, status: int, content: bytes) -> None:
@@ -239,7 +262,7 @@ class Bridge:
         """
         try:
             error = dict(json.loads(content)["error"])
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             error = {"code": -32000, "message": str(Refused(status, content))}
         self._answer_error(message, error)
 

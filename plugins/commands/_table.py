@@ -15,6 +15,7 @@ from typing import Any
 from msgspec import Struct
 
 from cco_sidecar import StartError, flag_of
+from cco_sidecar_plugins._program import reading
 
 FORMATS = ("table", "json", "csv")
 CLIENT_OPTIONS = ("url", "format", "root", "project", "storage", "jwt_secret", "plugins", "no_plugins")
@@ -68,10 +69,10 @@ def text_or_input(text: str) -> str:
 
 
 def standard_input() -> bytes:
-    """All of standard input. Raises StartError the second time."""
+    """All of standard input. Raises StartError the second time, and where it cannot be read."""
     if sys.stdin.closed:
         raise StartError("- stands for standard input, which can be read once")
-    with sys.stdin:
+    with sys.stdin, reading():
         return sys.stdin.buffer.read()
 
 

@@ -22,6 +22,7 @@ import msgspec
 import psutil
 
 from cco_sidecar import GOOD, READ, REFUSED, Settings, StartError, hookimpl, mint_token, own_command
+from cco_sidecar_plugins._program import reading
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._mcp_bridge import for_own_tree, session_process, session_subject
@@ -92,7 +93,8 @@ def read_hook_input() -> dict[str, Any]:
     """The JSON object on standard input, empty where a program gives none, with the session as ``session_id``, whatever
     the program calls it. Raises ValueError.
     """
-    content = sys.stdin.buffer.read(INPUT + 1) if not sys.stdin.isatty() else b""
+    with reading():
+        content = sys.stdin.buffer.read(INPUT + 1) if not sys.stdin.isatty() else b""
     given = json.loads(content or b"{}")
     if len(content) > INPUT or not isinstance(given, dict):
         raise ValueError("no object, or too long")

@@ -1396,3 +1396,50 @@ def test_the_plugins_are_listed_also_where_one_of_them_refuses_everybody(tmp_pat
         assert refused.returncode == 1 and said in refused.stderr, refused
         assert "JWT_TOKEN" not in refused.stderr, "another token would be refused too"
     refusing.stop()
+
+
+@pytest.mark.parametrize(
+    "words", ["mcp claude", "results store -", "events publish x --data -", "wait --program claude"]
+)
+def test_standard_input_that_cannot_be_read_is_told_as_that(here: Here, tmp_path: Path, words: str) -> None:
+    with (tmp_path / "written").open("wb") as only_written:
+        run = subprocess.run(
+            [sys.executable, str(MODULE), *words.split()], cwd=here.root, env=here.environment(),
+            stdin=only_written, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr == "cco: standard input cannot be read: Bad file descriptor\n"
+
+
+def test_lists_that_are_longer_than_a_page_are_read_to_their_end(
+    here: Here, cco: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, issue = here.client(), f"pages-{time.monotonic_ns()}"
+    ids = [client.store(agent_type, issue=issue)["id"] for agent_type in ("test-engineer", *["qa-engineer"] * 4)]
+    monkeypatch.setattr(plugin("client"), "PAGE", 2)
+    code, out, _ = cco("context", "refresh", "--issue", issue, "--format", "json")
+    assert code == 0
+    assert {row["agent_type"] for row in json.loads(out)["contexts"]} == {"test-engineer", "qa-engineer"}
+    assert json.loads(cco("results", "get", ids[0][-16:-6], "--format", "json")[1])["id"] == ids[0]
+    code, _, error = cco("results", "get", "result")
+    assert code == 2 and ids[-1] in error and " more" in error
+
+
+def test_of_results_and_agents_only_those_are_listed_whose_id_holds_a_text(here: Here) -> None:
+    """A command finds what a short id means, however many results and agents there are."""
+    client, issue = here.client(), f"parts-{time.monotonic_ns()}"
+    results = [client.store("test-engineer", issue=issue)["id"] for _ in range(3)]
+    agent = client.spawn(issue, "test-engineer")["agent_id"]
+
+    def listed(kind: str, **query: Any) -> list[str]:
+        rows = client.get(f"/api/{kind}", **query).json()[kind]
+        return [row["id" if kind == "results" else "agent_id"] for row in rows]
+
+    for text in (results[1], results[1][-12:], results[1][3:-3]):
+        assert listed("results", id=text) == [results[1]]
+        assert listed("results", id=text, issue_id=issue, since="earliest", limit=1) == [results[1]]
+        assert listed("results", id=text, issue_id="elsewhere") == []
+    assert listed("results", id="result-", issue_id=issue, limit=2) == results[1:]
+    assert listed("agents", id=agent[-9:-1]) == listed("agents", id=agent, agent_type="test-engineer") == [agent]
+    assert listed("agents", id="nobody") == listed("results", id=agent) == []
+    assert client.get("/api/results", id="a%").status_code == client.get("/api/agents", id="").status_code == 400

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from cco_sidecar import AGENT_GROUPS, READ, AgentState, Endpoint, Identifier, Limit, Route, Since, agent_row, hookimpl
 from cco_sidecar_plugins.agents.details import DetailedAgents
-from cco_sidecar_plugins.storage._pages import page
+from cco_sidecar_plugins.storage._pages import PartOfId, page
 
 
 @hookimpl
@@ -18,6 +18,7 @@ def register_routes() -> list[Route]:
 
 
 class AgentQuery(Struct):
+    id: PartOfId | None = None
     state: AgentState | None = None
     status: Literal["active", "completed", "failed"] | None = None
     agent_type: Identifier | None = None
@@ -40,7 +41,7 @@ class ListAgents(Endpoint):
             states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]
         equal = {"state": states, "type": query.agent_type, "issue": query.issue_id}
         read = self.sidecar.storage.read
-        found, more = page(read, "agent", read.AGENTS, self.claims.project_id, query, equal)
+        found, more = page(read, "agent", read.AGENTS, self.claims.project_id, query, equal, query.id)
         rows = [agents.whole(agent_row(row)) for row in found]
         described = await agents.disk.run(lambda: [agents.describe(row) for row in rows])
         return {"agents": described, "next_cursor": rows[-1]["id"] if rows else None, "has_more": more}

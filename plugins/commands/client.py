@@ -125,8 +125,8 @@ def contexts_in_use(client: Client, issue: str | None, agent_type: str | None) -
     """The issue and agent type that are named; where one is not, each that agents or results are of."""
     if issue and agent_type:
         return [(issue, agent_type)]
-    query = {"issue_id": issue, "agent_type": agent_type, "limit": 1000}
-    found = [row for name in ("agents", "results") for row in client.call("GET", f"/api/{name}", query=query)[name]]
+    query = {"issue_id": issue, "agent_type": agent_type}
+    found = (row for kind in ("agents", "results") for row in every(client, kind, **query))
     return list(dict.fromkeys((row["issue_id"], row["agent_type"]) for row in found))
 
 
@@ -535,10 +535,10 @@ def whole_id(client: Client, kind: str, text: str) -> str:
         if error.status != 404:
             raise
         field = "agent_id" if kind == "agents" else "id"
-        everything = (row[field] for row in every(client, kind))
+        holding = (row[field] for row in every(client, kind, id=text))
         found = [
             name
-            for name in everything
+            for name in holding
             if name.startswith(text) or name.endswith(text) or random_part(name).startswith(text)
         ]
         if not found:
@@ -552,13 +552,14 @@ def whole_id(client: Client, kind: str, text: str) -> str:
 
 
 SHORTEST_ID = 4  # characters, as git has it
+PAGE = 1000
 
 
-def every(client: Client, kind: str) -> Iterator[dict[str, Any]]:
-    """All rows of a list, page by page from the earliest on."""
+def every(client: Client, kind: str, **query: Any) -> Iterator[dict[str, Any]]:
+    """All rows of a list that the query asks for, page by page from the earliest on."""
     cursor, more = "earliest", True
     while more:
-        page = client.call("GET", f"/api/{kind}", query={"since": cursor, "limit": 1000})
+        page = client.call("GET", f"/api/{kind}", query=query | {"since": cursor, "limit": PAGE})
         yield from page[kind]
         cursor, more = page["next_cursor"], page["has_more"]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from msgspec import Raw, Struct
 
 from cco_sidecar import READ, ApiError, Endpoint, Identifier, Limit, Route, Since, hookimpl
-from cco_sidecar_plugins.storage._pages import page
+from cco_sidecar_plugins.storage._pages import PartOfId, page
 
 
 @hookimpl
@@ -16,6 +16,7 @@ def register_routes() -> list[Route]:
 
 
 class ResultQuery(Struct):
+    id: PartOfId | None = None
     issue_id: Identifier | None = None
     agent_type: Identifier | None = None
     status: Literal["success", "failed", "partial"] | None = None
@@ -33,7 +34,7 @@ class ListResults(Endpoint):
     async def respond(self) -> dict[str, Any]:
         query, select = self.query, "select id, body from result"
         equal = {"issue": query.issue_id, "agent_type": query.agent_type, "status": query.status}
-        rows, more = page(self.sidecar.storage.read, "result", select, self.claims.project_id, query, equal)
+        rows, more = page(self.sidecar.storage.read, "result", select, self.claims.project_id, query, equal, query.id)
         bodies = [Raw(row["body"]) for row in rows]
         return {"results": bodies, "next_cursor": rows[-1]["id"] if rows else None, "has_more": more}
 

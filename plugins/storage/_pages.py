@@ -8,7 +8,9 @@ import itertools
 import json
 import math
 import time
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from cco_sidecar import PAGE_BYTES, ApiError, Records, Row
 
@@ -21,13 +23,21 @@ create index if not exists agent_by_end on agent (project, ended);
 """
 ORDER = {False: "seq", True: "seq desc"}  # of a list's rows, and with ``newest``
 
+PartOfId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}\Z")]
+
 
 def page(
-    read: Records, table: str, select: str, project: str, query: Any, equal: dict[str, str | list[str] | None]
+    read: Records,
+    table: str,
+    select: str,
+    project: str,
+    query: Any,
+    equal: dict[str, str | list[str] | None],
+    part: str | None = None,
 ) -> tuple[list[Row], bool]:
     """A list's rows, newest last, and whether there are more: what comes after the row with the id ``query.since``,
     from the beginning where that is "earliest", else the newest. Each column in ``equal`` has one of the values, where
-    some are given. Raises REQ_001 for an id that is not there.
+    some are given, and the id holds ``part``. Raises REQ_001 for an id that is not there.
     """
     after = 0
     if query.since not in ("", "earliest"):
@@ -45,12 +55,14 @@ def page(
         f" and {'+' if number else ''}{name} in ({', '.join('?' * len(values))})"
         for number, (name, values) in enumerate(given.items())
     )
+    parts = () if part is None else (part,)
+    clauses += " and instr(id, ?)" if parts else ""
     mine = "project" if given else "+project"
     # Their sizes first: a body may have many megabytes, and a page holds few of those.
     size = "length(body)" if "body" in select else "0"
     sql = f"select seq, {size} as size from {table} where {mine} = ? and seq > ?{clauses}"
     sql += f" order by {ORDER[not query.since]} limit ?"
-    rows = read.rows(sql, project, after, *itertools.chain.from_iterable(given.values()), query.limit + 1)
+    rows = read.rows(sql, project, after, *itertools.chain.from_iterable(given.values()), *parts, query.limit + 1)
     kept = rows[: fitting([row["size"] for row in rows], query.limit)]
     return rows_by_number(read, select, [row["seq"] for row in kept]), len(kept) < len(rows)
 

@@ -424,6 +424,24 @@ def test_a_file_that_is_damaged_stops_the_start_only_where_a_budget_needs_it(
     assert ended.returncode == 1 and "meter.db: file is not a database; move it away" in ended.stderr
 
 
+def test_figures_that_are_damaged_meanwhile_take_no_other_answer_down(
+    make_service: Callable[..., Service], programs: Path
+) -> None:
+    service = make_service("--agent-command", f"{programs}/claude")
+    architect = service.client()
+    agent = spawn(architect, "hang")
+    tell(reporter(agent), ask())
+    with contextlib.closing(sqlite3.connect(service.storage / "meter.db")) as database:
+        database.execute("drop table spent")
+    assert architect.get("/status").json()["spent"] == {"by_issue": {}, "by_day": {}}
+    (issue,) = architect.get("/api/issues").json()["issues"]
+    assert (issue["issue_id"], issue["cost_usd"]) == ("issue-1", None)
+    assert status(architect, agent["agent_id"])["cost_usd"] is None
+    assert "meter: no such table: spent" in service.log
+    architect.delete(f"/api/agents/{agent['agent_id']}")
+    assert state(architect, agent["agent_id"])["state"] == "killed"
+
+
 @pytest.mark.parametrize(
     "made",
     ["create table theirs (x)", "pragma application_id = 77", "pragma user_version = 3; create table spent (x)"],

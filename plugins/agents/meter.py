@@ -413,13 +413,8 @@ class SpendMeter(Meter):
 
     def figures(self, agent_id: str) -> dict[str, Any]:
         question = f"select ({self.MAIN_MODEL} limit 1), {self.SUMS} from spent where agent = ?1"
-        try:
-            with self._lock:
-                row = self._db.execute(question, (agent_id,)).fetchone()
-        except sqlite3.Error as error:  # an agent's end is recorded all the same
-            log.error("meter: %s", error)
-            return super().figures(agent_id)
-        return dict(zip(self.FIGURES, row, strict=True))
+        rows = self._rows(question, agent_id)
+        return dict(zip(self.FIGURES, rows[0], strict=True)) if rows else super().figures(agent_id)
 
     def of_issues(self, issues: Collection[str]) -> dict[str, tuple[float | None, int | None]]:
         """(US dollars, tokens as budgets count them) of those issues on which something was spent."""
@@ -427,8 +422,7 @@ class SpendMeter(Meter):
             f"select issue, round({self.BUDGETS['usd']}, 6), {self.BUDGETS['tokens']} from spent"
             " where issue in (select value from json_each(?)) group by issue"
         )
-        with self._lock:
-            rows = self._db.execute(question, (json.dumps(list(issues)),)).fetchall()
+        rows = self._rows(question, json.dumps(list(issues)))
         return {issue: (usd, tokens) for issue, usd, tokens in rows}
 
     def statistics(self) -> dict[str, Any]:
@@ -437,9 +431,17 @@ class SpendMeter(Meter):
     def _by(self, span: str) -> dict[str, Any]:
         """The figures of the latest issues or days, by their names."""
         question = f"select {span}, {self.SUMS} from spent group by {span} order by max(day) desc, {span} limit ?"
-        with self._lock:
-            rows = self._db.execute(question, (self.SHOWN,)).fetchall()
+        rows = self._rows(question, self.SHOWN)
         return {name: dict(zip(self.FIGURES[1:], figures, strict=True)) for name, *figures in rows}
+
+    def _rows(self, question: str, *values: Any) -> list[Any]:
+        """None where the file is damaged: an agent's end is recorded, and issues are listed, all the same."""
+        try:
+            with self._lock:
+                return self._db.execute(question, values).fetchall()
+        except sqlite3.Error as error:
+            log.error("meter: %s", error)
+            return []
 
 
 def day_of(moment: datetime) -> str:

@@ -10,13 +10,16 @@ import json
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+import typing
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -37,6 +40,8 @@ from conftest import (
 from test_tls import make_pair
 
 PASSWORD = "not-to-be-told"
+ReplicatedStorage: Any = plugin("_replicated").ReplicatedStorage
+LogAway: Any = plugin("_nats_large").LogAway
 
 
 @pytest.fixture(scope="module")
@@ -700,3 +705,39 @@ def test_servers_end_with_the_test_that_started_them(tmp_path: Path) -> None:
     killed = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     until(lambda: not psutil.pid_exists(int(killed.stdout)))
+
+
+def test_a_look_that_goes_wrong_in_whatever_way_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    """A snapshot may find the disk full, which SQLite says in its own words."""
+    errors: list[Exception] = [sqlite3.OperationalError("database or disk is full"), KeyError("log"), TimeoutError()]
+    looks = asyncio.Event()
+
+    def waiting() -> bool:
+        if errors:
+            raise errors.pop(0)
+        looks.set()
+        return False
+
+    async def last() -> int:
+        raise LogAway("away")
+
+    class Looking(ReplicatedStorage):
+        LOOK_SECONDS = 0.0
+
+        def problem(self) -> str | None:
+            return "away"
+
+    async def act() -> None:
+        storage = Looking.__new__(Looking)
+        storage.follower = typing.cast(Any, SimpleNamespace(waiting=waiting, fault=None))
+        loop = asyncio.get_running_loop()
+        call = functools.partial(asyncio.run_coroutine_threadsafe, loop=loop)
+        storage.log = typing.cast(Any, SimpleNamespace(call=call, last=last))
+        looking = asyncio.create_task(storage._look_for_ever())
+        async with asyncio.timeout(30):
+            await looks.wait()
+        looking.cancel()
+
+    asyncio.run(act())
+    told = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
+    assert told == ["database or disk is full", "'log'", "TimeoutError"]

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import random
+import re
 import time
 import typing
 import uuid
@@ -147,7 +148,8 @@ class ReplicatedStorage(GuardedStorage):
     def _read_node(self) -> str:
         """The name of this sidecar among the others, which its storage folder keeps."""
         path = self.path.with_name("node")
-        if not (node := content_of(path).decode()):
+        node = content_of(path).decode("ascii", "replace")
+        if not re.fullmatch("[0-9a-f]{12}", node):  # it is a part of a subject's name
             node = uuid.uuid4().hex[:12]
             write_file(path, node.encode())
         return node
@@ -165,17 +167,17 @@ class ReplicatedStorage(GuardedStorage):
         pool = Pool("snapshot", 1, 2 * Snapshots.SECONDS)
         while True:
             await asyncio.sleep(self.LOOK_SECONDS * random.uniform(0.5, 1.5))  # seldom two sidecars at once
-            if self.follower.waiting():
-                self._wake()
-            if self.follower.fault:  # which a server may have told that was not up to date yet
-                self.log.reconnect()
-            with contextlib.suppress(LogAway):  # the session says so
-                await asyncio.wrap_future(self.log.call(self.log.last()))
             try:
+                if self.follower.waiting():
+                    self._wake()
+                if self.follower.fault:  # which a server may have told that was not up to date yet
+                    self.log.reconnect()
+                with contextlib.suppress(LogAway):  # the session says so
+                    await asyncio.wrap_future(self.log.call(self.log.last()))
                 if not self.problem():
                     await pool.run(self._snapshots.make_when_due, self.follower.applied, self.follower.weight)
-            except (StorageError, OSError, TimeoutError) as error:
-                log.warning("the log at NATS: no snapshot can be made: %s", one_line(error))
+            except Exception as error:  # a boundary: one bad look must not be the last
+                log.warning("the log at NATS: no snapshot can be made: %s", one_line(error) or type(error).__name__)
 
     # -- hearing
 

@@ -573,6 +573,41 @@ def test_the_focus_stays_while_rows_come(page: Page) -> None:
     assert page.js(focused)[0] == text
 
 
+REFUSING = """const {store, changed} = await import('/dashboard/store.js');
+    const asked = [], held = [], whole = window.fetch, later = window.setTimeout;
+    const turns = async (most, enough) => {
+        for (let turn = 0; turn < most && !enough(); turn++) {
+            changed(name);
+            await new Promise(done => later(done, 50));
+        }
+        return asked.length;
+    };
+    window.fetch = (path, how) => {
+        if (/wait/.test(path)) return whole(path, how);
+        if (/since=(evt|earliest)/.test(path)) asked.push(path);
+        return Promise.reject(new TypeError('refused'));
+    };
+    window.setTimeout = (call, wait) => wait === 5000 ? held.push(call) : later(call, wait);
+    try {
+        await turns(200, () => { store.more[name] ||= !asked.length; return asked.length });
+        const before = await turns(20, () => false);
+        held.forEach(call => call());
+        return [before, await turns(200, () => asked.length > 1)];
+    } finally {
+        Object.assign(window, {fetch: whole, setTimeout: later});
+        store.more[name] = false;
+    }"""
+
+
+@pytest.mark.parametrize("name", ["agents", "events"])
+def test_older_rows_that_cannot_be_had_are_asked_for_again_after_a_while(page: Page, issue: str, name: str) -> None:
+    page.service.client().spawn(issue, "test-engineer", task="nothing")
+    page.go(name)
+    page.js_true("return document.querySelector('[role=listitem]')")
+    page.js("document.querySelector('main').scrollTop = 1e9")
+    assert page.js(REFUSING, name=name) == [1, 2]
+
+
 # -- a service that goes and comes
 
 LOST = (
@@ -580,6 +615,7 @@ LOST = (
     "net::ERR_EMPTY_RESPONSE",
     "net::ERR_CONNECTION_RESET",
     "net::ERR_INCOMPLETE_CHUNKED_ENCODING",
+    "net::ERR_SOCKET_NOT_CONNECTED",
 )
 
 

@@ -146,9 +146,7 @@ async function loadResults() {
 const LISTS = { issues: "issue_id", agents: "agent_id", results: "id" };
 
 /** What a list has before its newest page, all of it. @param {"issues" | "agents" | "results"} name */
-export async function loadWhole(name) {
-  if (!store.more[name]) return;
-  store.more[name] = false;
+async function loadWhole(name) {
   const found = new Map();
   for (let since = "earliest"; since;) {
     const answer = await get(`/api/${name}`, { since, limit: PAGE });
@@ -156,6 +154,7 @@ export async function loadWhole(name) {
     since = answer.has_more ? answer.next_cursor : null;
   }
   store[name] = new Map([...found, ...store[name]]);
+  store.more[name] = false;
   changed(name);
 }
 
@@ -182,8 +181,28 @@ async function loadEvents() {
   addEvents(answer.events);
 }
 
+/**
+ * What a list calls while its end is in sight: loads what is older, where there is more, and `then` is called. It is
+ * tried again a while after a failure.
+ * @param {"issues" | "agents" | "results" | "events"} name @param {() => void} [then]
+ */
+export function older(name, then = () => {}) {
+  let going = false;
+  return async () => {
+    if (going || !store.more[name]) return;
+    going = true;
+    try {
+      await (name === "events" ? loadOlderEvents() : loadWhole(name));
+    } catch {
+      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    }
+    going = false;
+    then();
+  };
+}
+
 /** The page of events before those that are known. */
-export async function loadOlderEvents() {
+async function loadOlderEvents() {
   const [, before, number] = /^(.*-)(\d{12,})$/.exec(store.events[0]?.event_id ?? "") ?? [];
   if (!number || !store.more.events) return;
   const seq = Number(number);
@@ -260,6 +279,7 @@ async function tick() {
   } catch {
     // the poll notices a service that is lost
   } finally {
+    clearTimeout(ticking); // all may have been loaded meanwhile, which begins a round of its own
     ticking = setTimeout(tick, TICK_MS);
   }
 }

@@ -5,32 +5,23 @@ import { count, oneLine } from "../format.js";
 import { json } from "../json.js";
 import { VirtualList } from "../list.js";
 import { at, badge, button, empty, filterField, foreign, head, issueLink } from "../parts.js";
-import { loadOlderEvents, store } from "../store.js";
+import { older, store } from "../store.js";
 import { listBody } from "./listing.js";
 
 const ROW = 45;
 
 export function view(_id, { draw, query }) {
-  const now = { filter: query.get("filter") ?? "", open: new Set(), older: null };
+  const now = { filter: query.get("filter") ?? "", open: new Set() };
   const toggle = (id) => {
     now.open[now.open.has(id) ? "delete" : "add"](id);
     draw();
-  };
-  const older = () => {
-    if (!store.more.events || now.older) return;
-    now.older = loadOlderEvents()
-      .catch(() => {})
-      .finally(() => {
-        now.older = null;
-        draw();
-      });
   };
   const list = new VirtualList({
     label: "Events",
     key: (event) => event.event_id,
     row: (event) => row(event, now.open.has(event.event_id), toggle),
     estimate: ROW,
-    atEnd: older,
+    atEnd: older("events", draw),
   });
   const filter = (words) => {
     now.filter = words;

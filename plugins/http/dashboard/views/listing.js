@@ -2,7 +2,7 @@
 import { h, slot } from "../dom.js";
 import { VirtualList } from "../list.js";
 import { awaited, empty, filterField } from "../parts.js";
-import { loadWhole, store } from "../store.js";
+import { older, store } from "../store.js";
 
 /**
  * A view of the list `name` of the store. `now` is what is filtered by; `top` and `choice` get it, and a function that
@@ -20,7 +20,7 @@ import { loadWhole, store } from "../store.js";
  * @param {(list: VirtualList, items: object[]) => any} how.body
  */
 export function listView({ title, name, draw, now, key, row, chosen, top, choice, body }) {
-  const list = new VirtualList({ label: title, key, row, estimate: 74, atEnd: () => loadWhole(name).catch(() => {}) });
+  const list = new VirtualList({ label: title, key, row, estimate: 74, atEnd: older(name) });
   const set = (change) => {
     Object.assign(now, change);
     draw();

@@ -8,6 +8,7 @@ What a program does not tell is unknown here.
 from __future__ import annotations
 
 import argparse
+import functools
 import http.client
 import logging
 import os
@@ -234,8 +235,9 @@ def check_secret(settings: Settings) -> str:
     return "there, for you alone"
 
 
+@functools.lru_cache(1)  # of one that is held it is known after a second
 def is_held(settings: Settings) -> bool:
-    """Whether a process has the storage; none has one that is not there."""
+    """Whether a process has the storage; none has one that is not there. A start waits while this looks."""
     try:
         with cco_sidecar.instance_lock(settings.storage):
             return False

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jwt
 import psutil
 import pytest
 from conftest import (
@@ -150,6 +151,8 @@ def test_a_code_is_changed_for_an_operators_token_once(service: Service) -> None
     taken = nobody.post("/api/dashboard/token", {"code": made["code"]}, headers={"Origin": service.url})
     assert taken.status_code == 200 and taken.headers["Cache-Control"] == "no-store"
     assert taken.json()["permissions"] == ["read_context", "publish_events", "spawn_agents"]
+    claims = jwt.decode(taken.json()["token"], options={"verify_signature": False})
+    assert taken.json()["expires_at"] == cco_sidecar.iso(claims["exp"])
     person = Client(service.url, taken.json()["token"])
     facts = person.get("/api/dashboard").json()
     assert (facts["project_id"], facts["root_name"], facts["instance_id"]) == (
@@ -318,6 +321,22 @@ def test_what_the_log_has_forgotten_is_told_by_ledger_and_results(service: Servi
     assert sorted(name.partition("-")[0] for name in twice) == ["ended", "routing", "routing"]
     (approval,) = (entry for entry in entries if entry["kind"] == "approval")
     assert (approval["state"], approval["answer"]) == ("answered", "yes"), "found in the log"
+
+
+def test_ends_that_the_ledger_alone_tells_are_in_their_order(service: Service) -> None:
+    client = operator(service)
+    agents = [client.spawn("i-ends", environment={"TEST_SECONDS": "60"})["agent_id"] for _ in range(3)]
+    for agent in agents[::-1]:
+        client.delete(f"/api/agents/{agent}")
+        until(lambda agent=agent: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
+    settings: Any = SimpleNamespace(project=PROJECT, event_retention=-10)
+    found, since, more = list[str](), "earliest", True
+    with closing(Records(connect_database(service.storage / "sidecar.db", read_only=True))) as read:
+        while more:
+            page = plugin("stories").Timeline(read, settings, "i-ends", {}, str).page(since, 1)
+            found += [entry["agent_id"] for entry in page["entries"] if entry["kind"] == "ended"]
+            since, more = page["next_cursor"], page["has_more"]
+    assert found == [agent for agent in agents[::-1] for _ in range(2)], "by the log, and by the ledger"
 
 
 def test_how_an_issue_stands(service: Service, told: Client) -> None:
@@ -641,6 +660,37 @@ def test_a_run_may_be_stopped_before_it_has_a_process_and_counts_from_its_beginn
         return stopped, [part.known[name].state for name in (one, two)], [part.stop(one), part.stop(two)]
 
     assert asyncio.run(act()) == ([True, True], ["stopped", "stopped"], [False, False])
+
+
+def test_records_of_runs_that_cannot_be_read_or_removed_take_no_answer_down_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs, read, problems = plugin("runs"), plugin("runs").Runs._read_all, [TimeoutError(), OSError("the disk is away")]
+    folder = tmp_path / "runs" / PROJECT
+    (folder / "odd.token").mkdir(parents=True)
+    (folder / "odd.json").mkdir()
+    (folder / "half.json").write_bytes(b'{"run_id": "\xff')
+
+    def read_at_last(part: Any) -> Any:
+        if problems:
+            raise problems.pop()
+        return read(part)
+
+    class Parts:
+        settings = SimpleNamespace(storage=tmp_path, project=PROJECT, root=tmp_path)
+
+    async def act() -> None:
+        sidecar = Parts()
+        for _ in range(2):
+            with pytest.raises(OSError):
+                await runs.runs_of(sidecar)
+        part = await runs.runs_of(sidecar)
+        assert part.known == {} and part is await runs.runs_of(sidecar)
+
+    monkeypatch.setattr(runs.Runs, "_read_all", read_at_last)
+    asyncio.run(act())
+    told = caplog.text
+    assert "odd.token cannot be removed" in told and "odd.json is passed over" in told and "half.json" in told
 
 
 @pytest.mark.parametrize(("body", "status"), [

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -40,6 +42,7 @@ ANSWERED = {"approval_answered": "approval_wanted", "question_answered": "questi
 STEP = 100  # rows that are read at once
 DECISIONS, WORDS = 50, 2000  # of a result: how many are shown, and how many characters of each
 LIFE = 86_400.0  # seconds that the service's own events are kept at most
+MICRO = 1_000_000
 SOURCES = "eapnsx"  # events, those of several issues, results, proposals, starts, ends
 
 
@@ -213,13 +216,19 @@ class Timeline:
             yield row["started"], "s", row["seq"], entry | {"permissions": json.loads(row["permissions"] or "[]")}
 
     def _ends(self, after: int) -> Iterator[Happening]:
-        """Ends of which no event tells: the log has it no longer, or there never was a process."""
-        gone = "ended is not null and (ended < ? or pid is null) and"
-        for row in self._rows(self._read.AGENTS, gone, after, self._retained):
-            agent, result = agent_row(row), latest_result(self._read, self._project, row["id"])["result_id"]
-            measured = {"cpu_seconds": agent.get("cpu"), "peak_memory_bytes": agent.get("peak_memory")}
-            data = agent_facts(agent) | measured | {"result_id": result}
-            yield row["ended"], "x", row["seq"], ended_entry(row["ended"], data)
+        """Ends of which no event tells: the log has it no longer, or there never was a process. In the order in which
+        they came, which is not that of the starts; their numbers are microseconds.
+        """
+        gone = "(ended < ? or pid is null) and (ended, agent.seq) > (?, ?)"
+        sql = f"{self._read.AGENTS} where project = ? and issue = ? and {gone} order by ended, agent.seq limit {STEP}"
+        last = after / MICRO, sys.maxsize
+        while rows := self._read.rows(sql, self._project, self._issue, self._retained, *last):
+            for row in rows:
+                agent, result = agent_row(row), latest_result(self._read, self._project, row["id"])["result_id"]
+                measured = {"cpu_seconds": agent.get("cpu"), "peak_memory_bytes": agent.get("peak_memory")}
+                data = agent_facts(agent) | measured | {"result_id": result}
+                yield row["ended"], "x", math.ceil(row["ended"] * MICRO), ended_entry(row["ended"], data)
+            last = row["ended"], row["seq"]
 
     # -- results
 

@@ -281,10 +281,11 @@ class Runs:
             except NO_JSON as error:  # half a file, or another's
                 log.warning("runs: %s is passed over: %s", path.name, one_line(error))
         found.sort(key=lambda run: (run.started_at, run.run_id))
-        for run in found[: -self.KEPT]:
-            (self._folder / f"{run.run_id}.json").unlink(missing_ok=True)
-        for path in self._folder.glob("*.token"):
-            path.unlink(missing_ok=True)
+        for path in (
+            *(self._folder / f"{run.run_id}.json" for run in found[: -self.KEPT]),
+            *self._folder.glob("*.token"),
+        ):
+            remove(path)
         return found[-self.KEPT :]
 
     # -- starting
@@ -401,7 +402,7 @@ class Runs:
         ended = [run.run_id for run in self.known.values() if run.state != "running"]
         for name in ended[: -self.KEPT]:
             del self.known[name]
-            (self._folder / f"{name}.json").unlink(missing_ok=True)
+            remove(self._folder / f"{name}.json")
         log.info("run %s ended: %s, exit code %s", active.run.run_id, active.run.state, active.run.exit_code)
 
     def _forget_subject(self, subject: str) -> None:
@@ -457,6 +458,14 @@ class Runs:
         write_file(self._folder / f"{run.run_id}.json", msgspec.json.encode(record))
 
 
+def remove(path: Path) -> None:
+    """Remove a file of ours. Where that cannot be, it is tried again at the next start."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("runs: %s cannot be removed: %s", path.name, error.strerror)
+
+
 def lines_of(stream: IO[str], longest: int) -> Any:
     """The lines of a stream, each cut to ``longest`` characters, however long it is."""
     whole = True
@@ -489,7 +498,8 @@ PARTS: weakref.WeakKeyDictionary[Sidecar, Runs] = weakref.WeakKeyDictionary()
 
 async def runs_of(sidecar: Sidecar) -> Runs:
     """The runs of a service, those of earlier times among them."""
-    if sidecar not in PARTS:
-        PARTS[sidecar] = Runs(sidecar)
-    await asyncio.shield(PARTS[sidecar].loaded)
-    return PARTS[sidecar]
+    runs = PARTS.get(sidecar)
+    if runs is None or (runs.loaded.done() and runs.loaded.exception()):  # the disk may answer by now
+        runs = PARTS[sidecar] = Runs(sidecar)
+    await asyncio.shield(runs.loaded)
+    return runs

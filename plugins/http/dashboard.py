@@ -204,7 +204,7 @@ class TakeToken(Endpoint):
         if origin is not None and origin.partition("://")[2] != request.host:
             raise ApiError("REQ_007", "Only the dashboard of this service itself may ask for its token")
         await asyncio.to_thread(check_owner, request.connection.stream.socket)  # type: ignore[union-attr]
-        subject, life = f"operator-{secrets.token_hex(4)}", self.sidecar.settings.token_ttl
+        subject = f"operator-{secrets.token_hex(4)}"
         maker, earlier = codes_of(self.sidecar).take(body["code"], subject)
         if maker is None:
             if earlier:
@@ -216,7 +216,7 @@ class TakeToken(Endpoint):
         token = tokens.mint(subject, "operator", permissions=may, issue_id=maker.issue_id)
         claims = tokens.verify(f"Bearer {token}")
         allowed = sorted(claims.permissions, key=PERMISSIONS.index)
-        return OperatorToken(token, iso(int(time.time()) + life), allowed)
+        return OperatorToken(token, iso(claims.exp), allowed)
 
 
 class Codes:

@@ -12,6 +12,7 @@ import os
 import signal
 import sqlite3
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -1158,6 +1159,26 @@ def test_a_keeper_waits_for_room_to_write_an_end_down(
         program._write_end("a")
     end = keeper.written_end(tmp_path / "a")
     assert not keeper.is_kept(tmp_path / "a") and (end.code if end else None) == (None if problem == errno.EIO else 3)
+
+
+ORPHANS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from _keeper_program import KeeperProgram
+program = KeeperProgram("/nowhere", "0")
+for program._starting in (False, True, False):
+    for _ in range(3):
+        os.posix_spawn(sys.executable, [sys.executable, "-IS", "-c", ""], {})
+    while program._has_children():
+        pass
+    print(len(program._unclaimed))
+"""
+
+
+def test_a_keeper_remembers_orphans_only_while_it_starts_an_agent() -> None:
+    folder = str(Path(keeper._keeper_program.__file__).parent)
+    told = subprocess.run([sys.executable, "-c", ORPHANS, folder], capture_output=True, text=True, timeout=60)
+    assert (told.stdout, told.stderr) == ("0\n3\n3\n", ""), "one may be the agent that is started"
 
 
 @pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")

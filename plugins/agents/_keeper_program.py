@@ -156,7 +156,8 @@ class KeeperProgram:
         self._folder, self._service = folder, int(service)
         self._agents: dict[int, tuple[str, int]] = {}  # by its first process: an agent, and its open note
         self._unwritten: dict[str, tuple[int, dict[str, Any]]] = {}
-        self._unclaimed: dict[int, dict[str, Any]] = {}
+        self._starting = False
+        self._unclaimed: dict[int, dict[str, Any]] = {}  # what ended while a start goes on, whose pid is not known yet
         self._copying: set[threading.Thread] = set()
 
     def run(self) -> None:
@@ -171,7 +172,9 @@ class KeeperProgram:
         for line in sys.stdin.buffer:
             if line.endswith(b"\n"):  # else the service died in the middle of a word
                 order = json.loads(line)
-                self._start(**order) if "start" in order else self._follow(order["follow"])
+                self._starting = "start" in order
+                self._start(**order) if self._starting else self._follow(order["follow"])
+                self._starting = False
         while self._has_children() or self._unwritten or any(thread.is_alive() for thread in self._copying):
             time.sleep(0.1)
             for agent in list(self._unwritten):
@@ -344,7 +347,7 @@ class KeeperProgram:
                 }
                 if pid in self._agents:
                     self._ended(pid, facts)
-                else:
+                elif self._starting:  # of the many orphans of a long time nothing is kept
                     self._unclaimed[pid] = facts
 
     def _ended(self, pid: int, facts: dict[str, Any]) -> None:

@@ -2295,9 +2295,8 @@ class Results:
         project, issue = body["project_id"], body["issue_id"]
         result_id = f"result-{int(now * 1e6):x}-{random.getrandbits(64):016x}"  # in index order
         proposals = self.propose(rules, facts | {"history": self.history(records, project, issue)})
-        row = {
-            "id": result_id, "project": project, "issue": issue, "agent_type": body["agent_type"],
-            "agent_id": body["agent_id"], "category": result.category, "status": result.status, "stored": now,
+        row = msgspec.structs.asdict(result) | {
+            "id": result_id, "project": project, "issue": issue, "agent_id": body["agent_id"], "stored": now,
             "proposed": msgspec.json.encode([each.agent_type for each in proposals]).decode(),
             "output": msgspec.json.encode(previous_output(body, result_id, now)).decode(),
             "body": msgspec.json.encode(body | {"id": result_id, "stored_at": iso(now)}),
@@ -2708,17 +2707,15 @@ ANY_ISSUE = "*"  # the issue of an event whose issue_id is a list: every issue's
 
 def new_event(project: str, event_type: str, submission: dict[str, Any]) -> NewEvent:
     """An event of a validated submission, whose unknown fields stay."""
-    now, ttl = time.time(), submission.get("ttl_seconds", 86_400)
-    envelope = {
-        "event_type": event_type, "publisher": submission["publisher"], "topic": submission["topic"],
-        "data": submission["data"], "timestamp": iso(now), "correlation_id": submission.get("correlation_id"),
-        "priority": submission.get("priority", "normal"), "ttl_seconds": ttl,
-    }  # fmt: skip
-    envelope |= {key: value for key, value in submission.items() if key not in envelope and key != "event_id"}
+    now = time.time()
+    first = dict.fromkeys(("event_type", "publisher", "topic", "data", "timestamp", "correlation_id"))
+    ours = {"event_type": event_type, "timestamp": iso(now)}
+    envelope: dict[str, Any] = first | {"priority": "normal", "ttl_seconds": 86_400} | submission | ours
+    envelope.pop("event_id", None)
     issues = texts_of(find_field(envelope, "issue_id"))
     issue = ANY_ISSUE if issues[1:] else next(iter(issues), None)
-    body = msgspec.json.encode(envelope)
-    return NewEvent(project, event_type, submission["topic"], issue, now, now + ttl, envelope, body)
+    body, expires = msgspec.json.encode(envelope), now + envelope["ttl_seconds"]
+    return NewEvent(project, event_type, envelope["topic"], issue, now, expires, envelope, body)
 
 
 class Filter(Struct, frozen=True):

@@ -2839,7 +2839,7 @@ class Contexts:
         return self._tag(key, self._code, state.digest, results)
 
     async def task(self, issue_id: str, sub: str) -> str:
-        """The task for a request that says none: the agent's own, else the issue's latest spawn's or ""."""
+        """For a request that says none: the agent's own task, else the issue's latest, else ""."""
         return self._storage.read.task_of(sub, issue_id, self._settings.project, issue_id)
 
     def kept(self, key: ContextKey, state: ProjectState, etag: str) -> bytes:
@@ -2945,8 +2945,7 @@ class Contexts:
             agent_type=key.agent_type, outputs=outputs, head=state.head,
             changed=[change.path for change in state.git.uncommitted_changes],
         )  # fmt: skip
-        ranked: list[RankedFile] = self._hooks.first("rank_files", request=request)
-        known = {file.path for file in files}
+        known, ranked = {file.path for file in files}, self._hooks.first("rank_files", request=request)
         return [item for item in ranked if item.path in known]  # a plugin may name anything
 
     def sections(self, request: ContextRequest) -> Sections:
@@ -3009,7 +3008,7 @@ class Project:
         return await self._looks.run(self.look)
 
     def look(self) -> ProjectState:
-        """Blocks for as long as ``git status`` takes."""
+        """Blocks."""
         names, git, head = self.ask()
         now, found = time.time_ns(), {}
         for name in (*names, *self.also):
@@ -3062,7 +3061,6 @@ class ProjectState(Struct, frozen=True):
     digest: str
 
     def describe(self, path: str) -> dict[str, Any] | None:
-        """As ``describe_file``. Blocks."""
         return describe_file(self.root, path)
 
 
@@ -3119,7 +3117,7 @@ def walk_files(root: Path) -> Iterator[str]:
     """The files of a folder that is no repository, without those of hidden folders."""
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name[0] != "."]
-        yield from (os.path.relpath(os.path.join(place, name), root).replace(os.sep, "/") for name in names)
+        yield from (Path(place, name).relative_to(root).as_posix() for name in names)
 
 
 def without_credentials(url: str) -> str:
@@ -3128,10 +3126,10 @@ def without_credentials(url: str) -> str:
     return re.sub(r"[?#].*", "", url, flags=re.DOTALL)
 
 
-def run_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None) -> bytes | None:
-    """The output of git, None where it fails. Blocks."""
+def run_git(folder: Path | str, *arguments: str, **named: Any) -> bytes | None:
+    """The output of git as ``ask_git`` gives it, None where it fails. Blocks."""
     try:
-        return ask_git(folder, *arguments, env=env)
+        return ask_git(folder, *arguments, **named)
     except OSError as error:
         log.debug("git %s: %s", arguments[0], error)
         return None
@@ -3142,15 +3140,14 @@ def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     environ = {name: value for name, value in os.environ.items() if not GIT_ELSEWHERE.match(name)}
     environ |= GIT_ENVIRONMENT | (env or {})
-    if arguments[0] not in ("status", "diff"):
-        return git_output([*command, *arguments], environ)
-    settings = split_z(listed or git_output([*command, *LIST_SETTINGS], environ))
-    off = ["required=CCO_FALSE"]  # the user's own, such as LFS, go on, and one that fails changes nothing
-    every = [*off, "clean=CCO_EMPTY", "smudge=CCO_EMPTY", "process=CCO_EMPTY"]
-    for scope, key in zip(settings[::2], settings[1::2], strict=False):
-        if key.startswith("filter."):  # not by -c, since a filter's name may hold =
-            name, theirs = key.rpartition(".")[0], scope in ("local", "worktree")
-            command += [f"--config-env={name}.{setting}" for setting in (every if theirs else off)]
+    if arguments[0] in ("status", "diff"):
+        settings = split_z(listed or git_output([*command, *LIST_SETTINGS], environ))
+        off = ["required=CCO_FALSE"]  # the user's own, such as LFS, go on, and one that fails changes nothing
+        every = [*off, "clean=CCO_EMPTY", "smudge=CCO_EMPTY", "process=CCO_EMPTY"]
+        for scope, key in zip(settings[::2], settings[1::2], strict=False):
+            if key.startswith("filter."):  # not by -c, since a filter's name may hold =
+                name, theirs = key.rpartition(".")[0], scope in ("local", "worktree")
+                command += [f"--config-env={name}.{setting}" for setting in (every if theirs else off)]
     return git_output([*command, *arguments], environ)
 
 
@@ -3381,8 +3378,6 @@ class RankRequest(Struct, frozen=True, kw_only=True):
 
 
 class RankedFile(Struct, frozen=True, gc=False):
-    """A file that is worth reading."""
-
     path: str
     score: float
     reasons: list[str] = []
@@ -3435,7 +3430,7 @@ class Agents:
         running = self.active[row["id"]] = Running(row, self._folder / row["id"], task=asyncio.current_task())
         try:
             files = await self.launcher.files(running, body)
-            answer: dict[str, Any] = await self.storage.write(functools.partial(self.admit, row), answers=True)
+            answer = await self.storage.write(functools.partial(self.admit, row), answers=True)
             running.token = self.launcher.token(row)
             command = await self.launcher.command(running, files, asked)
             await self.processes.start(running, command)
@@ -3445,7 +3440,7 @@ class Agents:
         log.info("agent %s started, pid %d", row["id"], row["pid"])
         ignored = sorted(name for name in asked if command.environment.get(name) != asked[name])
         facts = {"process_id": row["pid"], "jwt_token": running.token, "environment_ignored": ignored}
-        return answer | facts | {"state": row["state"]}
+        return {**answer, **facts, "state": row["state"]}
 
     def admit(self, row: dict[str, Any], records: Records) -> dict[str, Any]:
         """A job: note an agent; what is known of the answer. Plugins that raise AGT_003 keep it out."""
@@ -3613,10 +3608,6 @@ class Launcher:
     """Makes what an agent is started with."""
 
     HOW_TO_HAVE_ONE = "start with --agent-command 'your-agent {prompt}'"
-    # the variables that a request may set steer no program
-    SETTABLE = re.compile(
-        r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
-    )
 
     def __init__(self, contexts: Contexts, tokens: Tokens, types: AgentTypes, hooks: Hooks, settings: Settings) -> None:
         self.contexts, self.tokens, self.types, self.hooks, self.settings = contexts, tokens, types, hooks, settings
@@ -3658,8 +3649,9 @@ class Launcher:
         )  # fmt: skip
 
     def may_set(self, variable: str) -> bool:
-        """``variable`` is in capitals."""
-        return self.SETTABLE.fullmatch(variable) is not None
+        """Whether a request may set it, which is given in capitals: here, what steers no program."""
+        own = r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
+        return re.fullmatch(own, variable) is not None
 
     async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
         """Write the files; the command, whose environment ``asked`` adds to. Raises AGT_001, OSError."""
@@ -3721,7 +3713,7 @@ class Processes:
         await self._pool.run(popen)
 
     async def adopt(self, running: Running) -> None:
-        """Go on with an agent of an earlier run whose first process, as the row has it, lives; others have ended."""
+        """Go on with an agent of an earlier run, or see that its first process has ended."""
         running.began -= max(0.0, time.time() - running.row["started"])
         self.look(running)
 
@@ -3787,10 +3779,8 @@ class Running:
         self.ending.set()
 
     def exit(self, code: int | None = None, moment: float | None = None) -> None:
-        """Its first process has ended; without a moment, neither that nor the code is known."""
-        self.exited = True
-        if moment:
-            self.exit_code, self.ended = code, moment
+        """Its first process has ended; None is what is not known."""
+        self.exited, self.exit_code, self.ended = True, code, moment
         self.ending.set()
 
 

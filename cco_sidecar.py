@@ -3934,7 +3934,7 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
 
 
 def project_type(root: Path, names: Sequence[str]) -> str:
-    """By the first manifest that is there, else the language of most files, else "unknown". Blocks."""
+    """By manifest, else the language of most files. Blocks."""
     for manifest, language in TYPE_BY_MANIFEST.items():
         if (root / manifest).is_file():
             return language
@@ -3943,8 +3943,8 @@ def project_type(root: Path, names: Sequence[str]) -> str:
 
 @functools.lru_cache(2)
 def main_language(names: tuple[str, ...]) -> str:
-    counted = collections.Counter(language_of(name) for name in names if kind_of(name) in ("source", "test"))
-    return counted.most_common(1)[0][0] if counted else "unknown"
+    code = [name for name in names if kind_of(name) in ("source", "test") and name[-2:] != ".h"]  # .h is C++ too
+    return collections.Counter(map(language_of, code)).most_common(1)[0][0] if code else "unknown"
 
 
 TYPE_BY_MANIFEST = {

@@ -384,7 +384,8 @@ def test_a_machine_without_git_gets_files_where_nothing_excludes_any(
         (["README.md", "x.json"], "unknown"),
         (["a.tf", "lib.hs"], "terraform"),
         (["LICENSE"], "unknown"),
-        (["CMakeLists.txt", "a.c", "a.h", "main.cpp"], "c"),
+        (["CMakeLists.txt", "a.c", "b.c", "main.cpp"], "c"),
+        (["CMakeLists.txt", "a.cpp", "a.h", "b.h"], "cpp"),
     ],
 )
 def test_without_a_manifest_the_language_of_most_files_says_what_a_project_is(

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import conftest
@@ -157,6 +158,16 @@ def test_a_scan_for_few_words_reads_not_more_than_it_has_time_for(
     empty.write(**{f"poem_{n}.txt": "x" * 100 for n in range(40)})
     keywords_of(empty, " ".join(f"word{chr(97 + n) * 3}" for n in range(words)))
     assert 0 < len(read) <= 240 // (8 + words) + 1, len(read)
+
+
+def test_a_scan_ends_in_time_on_a_machine_that_is_busy(empty: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    keywords, now, read = plugin("keywords"), itertools.count(), list[str]()
+    monkeypatch.setattr(keywords, "time", SimpleNamespace(monotonic=lambda: next(now) / 5))  # each file takes 0.2 s
+    monkeypatch.setattr(keywords, "read_text_file", lambda root, path, limit: read.append(path))
+    empty.write(**{f"poem_{n:02}.py": f"verse{n}\n" for n in range(40)})
+    ranked = keywords_of(empty, "The verse of poem 39")
+    assert 0 < len(read) < 12 and len(ranked) == 40
+    assert all(item.matched for item in ranked)  # by their names
 
 
 # ---- Pure rules

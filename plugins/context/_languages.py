@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-WEB = ("javascript", "typescript", "vue", "svelte")
+WEB = ("javascript", "typescript", "vue", "svelte", "astro")
 SPOKEN_BY = {  # the first word of an agent's type -> the languages that it writes; agents not named here write any
     **{name: (name,) for name in "python rust go ruby php perl elixir erlang haskell clojure lua r julia dart".split()},
     **{name: (name,) for name in "ada cobol crystal elm fortran lisp nim nix ocaml pascal solidity vhdl zig".split()},
     **dict.fromkeys(("javascript", "typescript", "nodejs"), WEB),
-    **dict.fromkeys(("react", "vue", "angular", "svelte", "nextjs", "frontend"), (*WEB, "html", "css")),
+    **dict.fromkeys(("react", "vue", "angular", "svelte", "nextjs", "frontend"), (*WEB, "html", "css", "elm")),
     **dict.fromkeys(("django", "flask"), ("python", "html")), "fastapi": ("python",), "rails": ("ruby", "html"),
     "elixir": ("elixir", "html"), "laravel": ("php", "html"),  # a Phoenix view is HTML too
     "flutter": ("dart",),

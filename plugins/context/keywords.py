@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 
 from cco_sidecar import (
@@ -30,6 +31,7 @@ from cco_sidecar_plugins.context._languages import spoken_by
 from cco_sidecar_plugins.context._stop_words import NO_MATCH, STOP_WORDS
 
 WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
+READING_SECONDS = 2.0  # on a machine that is busy, as while the index is built and agents run
 READING = 8  # as many words could be looked for in the time in which a file is read
 MOST = 400  # files that are ranked; to sort all of a large project would hold up all threads
 MAX_FILE = 400_000  # what is longer is data
@@ -81,9 +83,11 @@ def matches(request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[
     strengths: dict[str, dict[str, float]] = {stem: {} for stem in words}
     sizes = {file.path: file.size for file in request.files if file.size <= MAX_FILE}
     mean, left = (sum(sizes.values()) + 1) / max(1, len(sizes)), WORK // (READING + len(words))
+    end = time.monotonic() + READING_SECONDS
     for path in order if words else ():
         left -= sizes.get(path, 0)
-        found = read_text_file(request.root, path, MAX_FILE) if path in sizes and left > 0 else None
+        is_read = path in sizes and left > 0 and time.monotonic() < end
+        found = read_text_file(request.root, path, MAX_FILE) if is_read else None
         text, name = found[0].lower() if found else "", os.path.splitext(path.lower())[0]
         for stem, holding in strengths.items():
             count = text.count(stem)

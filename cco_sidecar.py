@@ -840,7 +840,7 @@ class Sidecar:
             # Endpoint refuses bodies in JSON: Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
             max_header_size=MAX_FIELDS + GetContext.max_line,
-            body_timeout=self.server_class.body_seconds,
+            body_timeout=60.0,
             idle_connection_timeout=300.0,
         )
         sockets = listening(settings.host, int(last) if last and not settings.port else 0, settings.port)
@@ -1063,7 +1063,6 @@ class Server(tornado.httpserver.HTTPServer):
 
     scheme = "http"  # of the service's URL
     protocols = "HTTP/1.1 (HTTP/2: off)"  # as the banner says it
-    body_seconds = 60.0  # for the body of a request
     new_loop: ClassVar[Callable[[], asyncio.AbstractEventLoop] | None] = None  # asyncio's own
 
 
@@ -1080,8 +1079,8 @@ class Handler(tornado.web.RequestHandler):
     STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
 
     application: Application
-    sidecar: ClassVar[Sidecar]
-    path_names: ClassVar[tuple[str, ...]]
+    sidecar: Sidecar
+    path_names: tuple[str, ...]
     query: Any
     error: ApiError | None = None  # why the request is refused
     parked = 0.0  # seconds that a long poll waited: not the service's own time
@@ -1208,7 +1207,7 @@ class Endpoint(Handler):
     ANSWER_SECONDS: float | None = 150.0  # the last limit for all that an answer waits for
 
     respond: Callable[..., Awaitable[Any]]
-    given: dict[str, Any] | None = None  # the body, once it is known to be about the token's project
+    given: dict[str, Any] | None = None  # the body, once it was checked
 
     async def prepare(self) -> None:
         """Check what is known before the body. A refusal waits for a short body: then the connection goes on."""
@@ -1269,6 +1268,8 @@ class Endpoint(Handler):
     def _read_path_and_query(self, path: tuple[str, ...]) -> None:
         for name, value in zip(self.path_names, path, strict=True):
             check_identifier(name, value)
+            if name == "issue_id":
+                self.sidecar.tokens.check_issue(self.claims, value)
         request = self.request
         try:
             arguments = {key: values[-1].decode("utf-8") for key, values in request.query_arguments.items()}
@@ -1459,7 +1460,6 @@ class GetContext(Endpoint):
     cache_control = "private, no-cache"
 
     async def respond(self, issue_id: str, agent_type: str) -> bytes:
-        self.sidecar.tokens.check_issue(self.claims, issue_id)
         asked = self.query, self.request.headers.get("If-None-Match", ""), self.claims.sub
         content, self._headers["ETag"] = await self.sidecar.contexts.get(issue_id, agent_type, *asked)
         if not content:
@@ -1554,7 +1554,6 @@ class ClearCache(Endpoint):
     """Forget the cached contexts of an issue."""
 
     async def respond(self, issue_id: str) -> dict[str, Any]:
-        self.sidecar.tokens.check_issue(self.claims, issue_id)
         entries, size = self.sidecar.contexts.clear(lambda key: key.issue_id == issue_id)
         if not entries:
             raise ApiError("REQ_002", f"No cached context for issue {issue_id}")

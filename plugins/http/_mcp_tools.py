@@ -205,7 +205,6 @@ async def brief(call: Call) -> str:
         return await context(call)
     place, sidecar = (call.issue_id, call.agent_type), call.sidecar
     query = (await call.prepared(GetContext, place, call.picked("task"))).query
-    sidecar.tokens.check_issue(call.claims, call.issue_id)
     call.request.acted_on = {"issue_id": call.issue_id}
     reader = reader_of(sidecar.agents, call.claims, call.issue_id)
     reader = msgspec.structs.replace(reader, how=by_tools(reader))

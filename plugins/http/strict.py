@@ -56,7 +56,6 @@ def part_class(settings: PluginSettings, base: type) -> type | None:
         return None
     most = connection_limit(settings.max_connections)
     facts: dict[str, Any] = {"max_connections": most, "request_timeout": float(settings.request_timeout)}
-    facts["body_seconds"] = settings.request_timeout + 15.0  # HurriedEndpoint says why before that
     return type("StrictServer", (StrictServer, base), facts)
 
 
@@ -96,7 +95,8 @@ class StrictServer(PatientServer):
     LINGERING = 200  # refused connections that are still read for a while; more than these are closed at once
 
     def initialize(self, *args: Any, **options: Any) -> None:
-        super().initialize(*args, **options)
+        body_timeout = self.request_timeout + 15.0  # HurriedEndpoint says why before that
+        super().initialize(*args, **options | {"body_timeout": body_timeout})
         self._lingering: set[asyncio.Task[None]] = set()
 
     def handle_stream(self, stream: tornado.iostream.IOStream, address: Any) -> None:

@@ -2775,7 +2775,7 @@ def texts_of(value: Any) -> list[str]:
     return texts + (msgspec.json.encode(others)[1:-1].decode().split(",") if others else [])
 
 
-# ==== Context: the assembler and its cache, the budget, the project on disk, git, secrets =============
+# ==== Context: the assembler, its cache and budget, the project on disk, git, secrets =================
 
 
 class Contexts:
@@ -2976,19 +2976,11 @@ class Contexts:
 
 
 BuiltContext = tuple[bytes, bytes, str]  # as ``answer`` gives it, and its ETag
-
-
-# -- the budget
-
 BYTES_PER_TOKEN = 4  # an estimate for English and code
 
 
 def json_size(value: Any) -> int:
     return len(msgspec.json.encode(value))
-
-
-def checksum(content: str) -> str:
-    return "sha256:" + hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # -- the project on disk
@@ -3210,6 +3202,21 @@ def split_z(output: bytes | None) -> list[str]:
 # -- reading files: no links, no secrets
 
 
+def describe_file(root: str, path: str) -> dict[str, Any] | None:
+    """What contexts say of a text file, with the secrets in it; None for others. Blocks."""
+    if (found := read_text_file(root, path, MB)) is None:
+        return None
+    content, facts, cut = found
+    return {
+        "path": clean_text(path), "content": content, "last_modified": iso(facts.st_mtime), "size": facts.st_size,
+        "language": language_of(path), "checksum": checksum(content),
+    } | ({"truncated": True} if cut else {})  # fmt: skip
+
+
+def checksum(content: str) -> str:
+    return "sha256:" + hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_result, bool] | None:
     """(content, facts, whether it was cut) of a text file really in ``root``; None for others, links too. Blocks."""
     full = os.path.join(root, path)
@@ -3230,17 +3237,6 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
     if cut := len(content) > limit:
         content = content[: content.rfind(b"\n", 0, limit) + 1]
     return content.decode("utf-8", "replace"), facts, cut
-
-
-def describe_file(root: str, path: str) -> dict[str, Any] | None:
-    """What contexts say of a text file, with the secrets in it; None for others. Blocks."""
-    if (found := read_text_file(root, path, MB)) is None:
-        return None
-    content, facts, cut = found
-    return {
-        "path": clean_text(path), "content": content, "last_modified": iso(facts.st_mtime), "size": facts.st_size,
-        "language": language_of(path), "checksum": checksum(content),
-    } | ({"truncated": True} if cut else {})  # fmt: skip
 
 
 @functools.lru_cache(100_000)
@@ -3442,7 +3438,7 @@ class Agents:
         return {**answer, **facts, "state": row["state"]}
 
     def admit(self, row: dict[str, Any], records: Records) -> dict[str, Any]:
-        """A job: note an agent; what is known of the answer. Plugins that raise AGT_003 keep it out."""
+        """A job: store an agent's row; what is known of the answer. Plugins that raise AGT_003 keep it out."""
         records.insert_agent(row)
         return {
             "agent_id": row["id"], "spawned": True, "context_injected": True, "timestamp": iso(),
@@ -3767,7 +3763,7 @@ class Running:
     began: float = dataclasses.field(default_factory=time.monotonic)
     ended_as: AgentState | None = None  # set where it does not end by itself
     exited: bool = False  # its first process has ended
-    exit_code: int | None = None  # below 0: the signal that ended it; None while it is not known
+    exit_code: int | None = None  # below 0: the signal that ended it
     ended: float | None = None
     ending: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)  # set where its end has begun
 

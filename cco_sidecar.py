@@ -1221,7 +1221,7 @@ class Endpoint(Handler):
             if self.max_body < length < math.inf:
                 raise too_large(self.max_body)
             if not self.public:
-                # Popped, so that a token is not kept in memory for as long as a poll takes.
+                # Popped, so that a parked poll keeps no token in memory.
                 self.claims = sidecar.tokens.verify(request.headers.pop("Authorization", None))
                 if not self.aside:
                     self.allowance = sidecar.limits.spend(self.claims)
@@ -1246,7 +1246,7 @@ class Endpoint(Handler):
         except asyncio.CancelledError:
             if not self.hang_up.happened:
                 raise
-        except Exception as error:  # a boundary: the caller gets JSON, the log gets what was not expected
+        except Exception as error:  # a boundary: the caller gets JSON, the log what was not expected
             content = self.error_content(error if isinstance(error, ApiError) else self._unexpected(error))
             if not self.hang_up.happened:
                 await self.send(content)
@@ -1307,7 +1307,7 @@ class Endpoint(Handler):
         self.given, issues = body, issues_named(body, 1001)
         if len(issues) > 1000:
             raise ApiError(self.invalid, "issue_id names over 1,000 issues", details={"path": "issue_id"})
-        for issue_id in issues:
+        for issue_id in issues if self.claims.issue_id is not None else ():
             self.sidecar.tokens.check_issue(self.claims, issue_id)
 
     async def send(self, content: bytes) -> None:
@@ -1333,10 +1333,14 @@ class Endpoint(Handler):
         return ApiError(self.failure, reason, status=503 if wait else 0, retry_after=wait)
 
 
+# the same contexts and events are asked for again and again
+read_query = functools.lru_cache(128)(lambda shape, *arguments: convert(dict(arguments), shape, strict=False))
+
+
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
     """``value`` as ``shape``; raises ApiError(code) that names the bad field, such as ``result.files_created[3].path``,
-    in ``details.path`` too. A query's texts are not ``strict``, but their numbers are digits alone: msgspec also reads
-    1e3, 5.0, -0 and null as whole numbers.
+    in ``details.path`` too. A query's texts are not ``strict``, but their numbers are digits alone: msgspec also takes
+    1e3 and null for whole numbers.
     """
     try:
         converted = msgspec.convert(value, shape, strict=strict)
@@ -1353,10 +1357,6 @@ def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = Tru
             path = f"{path}.{missing[1]}".lstrip(".")
         where = f" - at `$.{path}`" if path else ""
         raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path or "$"}) from None
-
-
-# the same contexts and events are asked for again and again
-read_query = functools.lru_cache(128)(lambda shape, *arguments: convert(dict(arguments), shape, strict=False))
 
 
 def too_large(limit: int) -> ApiError:
@@ -1512,7 +1512,7 @@ class WaitForEvents(Endpoint):
         poll = await self.sidecar.bus.wait(self.claims, event_type, self.query, self.hang_up)
         self.sidecar.tokens.check_revoked(self.claims.sub)  # meanwhile
         self.parked = poll.parked
-        await self.send(poll.content)  # raises StreamClosedError where nobody is left to read it
+        await self.send(poll.content)  # raises where nobody is left to read it
         if self.request.method != "HEAD":  # HEAD delivers nothing
             self.sidecar.bus.answered(poll)
         return b""
@@ -1603,16 +1603,15 @@ class GetStatus(Endpoint):
     """What happened so far, counted and timed."""
 
     async def respond(self) -> dict[str, Any]:
-        sidecar = self.sidecar
-        read, project = sidecar.storage.read, sidecar.settings.project
+        sidecar, settings = self.sidecar, self.sidecar.settings
+        read = sidecar.storage.read
         # Jobs run in order: what was queued is counted, and what is on disk where nothing can be written.
         with contextlib.suppress(StorageError):
             await sidecar.storage.write(lambda records: None)
         return {
-            "agents": agent_statistics(read, project),
+            "agents": agent_statistics(read, settings.project),
             "storage": sidecar.contexts.statistics() | await sidecar.storage.statistics() | {
-                "results_stored": read.number(f"results:{project}"),
-                "storage_path": str(sidecar.settings.storage),
+                "results_stored": read.number(f"results:{settings.project}"), "storage_path": str(settings.storage),
             },
             "events": sidecar.bus.statistics(), "timestamp": iso(),
             "performance": sidecar.metrics.statistics() | {"protocols": sidecar.server_class.protocols},

@@ -12,8 +12,8 @@
 # ///
 """Orchestration sidecar: one service that lets a team of coding agents work on one repository.
 
-Run ``python cco_sidecar.py`` inside a repository. Agents then fetch the context that their task needs,
-store results that the next agent sees, wake each other with events, and are started, watched and ended here.
+Run ``python cco_sidecar.py`` inside a repository. Agents then fetch the context that their task needs, store results
+that the next agent sees, wake each other with events, and are started, watched and ended.
 
 The path of a request, from top to bottom of this file:
 
@@ -25,11 +25,11 @@ The path of a request, from top to bottom of this file:
 This file alone serves the whole reference and makes tokens. Files in ``plugins/`` add to it, or do a part better, by
 hooks (``Asks``, ``Tells``, ``Parts``) or, where no hooks are loaded yet, by a class that ``bundled_class`` names.
 
-Units: seconds and bytes everywhere inside; a name says so where it is another one (``mtime_ns``).
+Units: seconds and bytes, unless a name says otherwise (``mtime_ns``).
 
-Threads: everything lives on the event loop, where a method without ``await`` is atomic, except
+Threads: all is on the event loop, where a method without ``await`` is atomic, except
   * the writer thread of Storage, which alone changes the database, and asks the rules who works next;
-  * worker threads (``Pool``) for what blocks: git, files, processes, and plugins' hooks, which are given values alone.
+  * worker threads (``Pool``) for what blocks: git, files, processes, and plugins' hooks, which get values alone.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import http
 import importlib.machinery
 import importlib.util
 import inspect
@@ -118,10 +119,10 @@ MAX_LINE = 8 * 1024  # bytes of a request's target; RFC 9112 (3) recommends 8,00
 MAX_FIELDS = 64 * 1024  # bytes of a request's headers
 
 
-# ==== Vocabulary: the options, roles, errors and shapes that everything below speaks of ===============
+# ==== Vocabulary: the options, roles, errors and shapes that everything below speaks of ====
 
 
-# -- options: how each is read, their table, where their values come from
+# -- options: how each is read, their table, their sources
 
 
 def read_paths(value: Any) -> tuple[Path, ...]:
@@ -129,7 +130,7 @@ def read_paths(value: Any) -> tuple[Path, ...]:
 
 
 def read_command(value: Any) -> tuple[str, ...]:
-    """An argv: a TOML list, a JSON array, or words quoted as for a shell. No shell ever sees it."""
+    """An argv: a TOML list, a JSON array, or words quoted as for a shell, which never sees it."""
     words = value
     if not isinstance(value, list):
         try:
@@ -159,7 +160,7 @@ def read_choice(*choices: str) -> Callable[[Any], str]:
 
 
 def read_list(value: Any) -> tuple[str, ...]:
-    """A TOML list, or texts separated by commas; a repeated flag arrives as a list of such texts."""
+    """Texts separated by commas; a TOML list or a repeated flag is a list of such texts."""
     parts = value if isinstance(value, (list, tuple)) else [value]
     if not all(isinstance(part, str) and part.strip(", ") for part in parts):
         raise ValueError("must be a list of texts that are not empty")
@@ -193,26 +194,25 @@ read_project = read_match(NAME, NAME_IN_WORDS)
 
 
 class Option(Struct, frozen=True):
-    """One setting, called for its default; ``read`` makes a value of text or a TOML value, and raises ValueError."""
+    """One setting, called for its default; ``read`` makes its value of text or of TOML's, and raises ValueError."""
 
     default: Any
     read: Callable[[Any], Any]
     help: str
     metavar: str
-    plugin: str  # the plugin that reads it; without that plugin the start is refused where it is given
 
     def __call__(self) -> Any:
         return self.default
 
 
-def option(default: Any, read: Callable[[Any], Any], help: str, metavar: str = "VALUE", plugin: str = "") -> Any:
+def option(default: Any, read: Callable[[Any], Any], help: str, metavar: str = "VALUE") -> Any:
     """A field of Settings."""
-    return msgspec.field(default_factory=Option(default, read, help, metavar, plugin))
+    return msgspec.field(default_factory=Option(default, read, help, metavar))
 
 
 class Settings(Struct, frozen=True, eq=False, kw_only=True, weakref=True):
     """Every option: flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the default here.
-    plugins/_settings.py adds those that only plugins read, and keys of settings files.
+    plugins/_settings.py adds more, and settings files.
     """
 
     root: Path = option(None, read_path, "repository to serve (default: this folder's git top level)", "DIR")
@@ -243,13 +243,13 @@ class Settings(Struct, frozen=True, eq=False, kw_only=True, weakref=True):
     def command_of(self, agent_type: str) -> tuple[str, ...] | None:
         return self.agent_command  # with plugins/_settings.py there are some for one type alone
 
-    def log_formatter(self) -> logging.Formatter:
-        return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    def log_handler(self) -> logging.Handler:
+        return logging.StreamHandler()
 
     @classmethod
     def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
-        """By option (where it is set, value, folder of relative paths), from the root's settings files. Alone none is
-        read, and StartError says so where there is a cco.toml, or a pyproject.toml with our table.
+        """By option (where it is set, value, folder of relative paths), from settings files. Alone none is read.
+        Raises StartError where there is one.
         """
         for name, mark in {"cco.toml": "", "pyproject.toml": r"^[\[ \t]*+tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
             file = root / name
@@ -259,7 +259,7 @@ class Settings(Struct, frozen=True, eq=False, kw_only=True, weakref=True):
 
 
 def load_settings(flags: dict[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from ``flags`` (only those that were given), ``environ`` and the root's files. Raises StartError."""
+    """Settings from the ``flags`` that were given, ``environ`` and the root's files. Raises StartError."""
     here = Path.cwd()
     variables = {name: f"CCO_SIDECAR_{name.upper()}" for name in option_table()}
     given = {name: (variable, environ[variable], here) for name, variable in variables.items() if variable in environ}
@@ -305,10 +305,10 @@ def flag_of(name: str) -> str:
 
 
 def discover_root(folder: Path) -> Path:
-    """The git top level around ``folder``, else ``folder`` itself (also where git is not installed)."""
+    """The git top level around ``folder``, else ``folder`` itself."""
     found = run_git(folder, "rev-parse", "--show-toplevel")
     top = Path(os.fsdecode(found.removesuffix(b"\n"))) if found else folder
-    # A top level without a .git is one that a repository's core.worktree names, which may be a whole home.
+    # A top level without a .git is what a repository's core.worktree names, perhaps a whole home.
     return top if not found or (top / ".git").exists() else folder
 
 
@@ -327,14 +327,14 @@ def default_storage(root: Path, project: str) -> Path:
 
 
 class Category(Struct, frozen=True):
-    """Permissions, rate limits and topic of results of one category of agent types. ``people`` are no agents: none is
-    spawned, proposed or has results, but agents that they spawn may store results.
+    """What one category of agent types may do. ``people`` are no agents: none is spawned, proposed or has results, but
+    agents that they spawn may store results.
     """
 
     permissions: tuple[str, ...]
     per_minute: int | None
     burst: int | None
-    topic: str
+    topic: str  # of results
     people: bool = False
 
 
@@ -350,37 +350,38 @@ CATEGORIES = {
     "operator": Category((READ, PUBLISH, SPAWN), None, None, "coordination", people=True),  # of the plugin dashboard
 }
 CategoryName: Any = Literal[tuple(CATEGORIES)]
+Permission: Any = Literal[PERMISSIONS]
 
-ERRORS: dict[str, tuple[int, str, str]] = {  # code: status, error, default message
-    "AUTH_001": (401, "unauthorized", "Invalid or missing JWT token"),
-    "AUTH_002": (401, "unauthorized", "Expired JWT token"),
-    "AUTH_003": (403, "forbidden", "Insufficient permissions"),
-    "CTX_001": (500, "internal_server_error", "Context generation failed"),
-    "CTX_002": (500, "internal_server_error", "Context too large"),
-    "EVT_001": (500, "internal_server_error", "Event bus unavailable"),
-    "EVT_002": (400, "bad_request", "Invalid event schema"),
-    "EVT_003": (410, "gone", "The cursor is outside of what is retained"),
-    "STR_001": (500, "internal_server_error", "Storage write failed"),
-    "STR_002": (500, "internal_server_error", "Storage read failed"),
-    "AGT_001": (500, "internal_server_error", "Agent spawn failed"),
-    "AGT_002": (400, "bad_request", "Unknown agent type"),
-    "AGT_003": (429, "too_many_requests", "Too many agents"),
-    "RATE_001": (429, "rate_limit_exceeded", "Too many requests"),
-    "REQ_001": (400, "bad_request", "Malformed request"),
-    "REQ_002": (404, "not_found", "Not found"),
-    "REQ_003": (405, "method_not_allowed", "Method not allowed"),
-    "REQ_004": (413, "content_too_large", "Body too large"),
-    "REQ_005": (415, "unsupported_media_type", "The body must be application/json"),
-    "REQ_006": (422, "unprocessable_content", "The Idempotency-Key was used with another body"),
-    "REQ_007": (403, "forbidden", "Host or Origin refused"),
-    "REQ_008": (408, "request_timeout", "The request did not come in time"),
-    "REQ_009": (503, "service_unavailable", "Too many connections, or answers that are not read"),
+ERRORS = {  # code: status, default message
+    "AUTH_001": (401, "Invalid or missing JWT token"),
+    "AUTH_002": (401, "Expired JWT token"),
+    "AUTH_003": (403, "Insufficient permissions"),
+    "CTX_001": (500, "Context generation failed"),
+    "CTX_002": (500, "Context too large"),
+    "EVT_001": (500, "Event bus unavailable"),
+    "EVT_002": (400, "Invalid event schema"),
+    "EVT_003": (410, "The cursor is outside of what is retained"),
+    "STR_001": (500, "Storage write failed"),
+    "STR_002": (500, "Storage read failed"),
+    "AGT_001": (500, "Agent spawn failed"),
+    "AGT_002": (400, "Unknown agent type"),
+    "AGT_003": (429, "Too many agents"),
+    "RATE_001": (429, "Too many requests"),
+    "REQ_001": (400, "Malformed request"),
+    "REQ_002": (404, "Not found"),
+    "REQ_003": (405, "Method not allowed"),
+    "REQ_004": (413, "Body too large"),
+    "REQ_005": (415, "The body must be application/json"),
+    "REQ_006": (422, "The Idempotency-Key was used with another body"),
+    "REQ_007": (403, "Host or Origin refused"),
+    "REQ_008": (408, "The request did not come in time"),
+    "REQ_009": (503, "Too many connections, or answers that are not read"),
 }
-ERROR_OF_STATUS = {409: "conflict", 414: "uri_too_long", 431: "request_header_fields_too_large"}  # and those of ERRORS
-ERROR_OF_STATUS |= {status: error for status, error, _ in reversed(ERRORS.values())}  # the first of a status counts
+ERROR_OF_STATUS = {status.value: status.phrase.lower().replace(" ", "_") for status in http.HTTPStatus}
+ERROR_OF_STATUS |= {413: "content_too_large", 414: "uri_too_long", 422: "unprocessable_content"}  # as in RFC 9110
 
 
-# -- shapes of bodies, contexts, queries and claims; plugins/http/_answers.py has the types of answers
+# -- shapes of bodies and queries; plugins/http/_answers.py has those of answers
 
 
 class ResultSubmission(Struct, omit_defaults=True):
@@ -395,8 +396,6 @@ class ResultSubmission(Struct, omit_defaults=True):
 
 
 class ResultBody(Struct, omit_defaults=True):
-    """What an agent did."""
-
     status: Literal["success", "failed", "partial"]
     files_created: list[str | FileEntry] = []
     files_modified: list[str | FileEntry] = []
@@ -411,8 +410,6 @@ class ResultBody(Struct, omit_defaults=True):
 
 
 class FileEntry(Struct, omit_defaults=True):
-    """A file that a result created, changed or deleted."""
-
     path: str
     size: float | None = None
     language: str | None = None
@@ -422,8 +419,6 @@ class FileEntry(Struct, omit_defaults=True):
 
 
 class ResultMetrics(Struct, omit_defaults=True):
-    """Figures that an agent measured itself."""
-
     execution_time_ms: float | None = None
     tokens_used: float | None = None
     test_coverage: float | None = None
@@ -444,8 +439,6 @@ class EventSubmission(Struct, omit_defaults=True):
 
 
 class SpawnRequest(Struct, omit_defaults=True):
-    """Body of POST /api/agents/spawn."""
-
     agent_type: Identifier
     issue_id: Identifier
     task: Annotated[str, Meta(max_length=TASK_LENGTH, pattern=r"^[^\x00]*\Z")] = ""
@@ -453,17 +446,17 @@ class SpawnRequest(Struct, omit_defaults=True):
     context_tokens: Annotated[int, Meta(ge=500, le=2_500_000)] | None = None
     environment: dict[Annotated[str, Meta(pattern=r"^[^=\x00]+\Z")], Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]] = {}
     priority: Literal["low", "normal", "medium", "high", "critical"] = "normal"
-    permissions: list[Literal["read_context", "write_results", "publish_events", "spawn_agents"]] | None = None
+    permissions: list[Permission] | None = None
     project_id: Identifier | None = None
     issue_only: bool = False  # the agent's token works on this issue only
 
 
 AgentState = Literal["starting", "running", "completed", "failed", "killed", "timeout", "lost"]
-AGENT_GROUPS = {"active": ("starting", "running"), "completed": ("completed",), "failed": ("failed", "timeout", "lost")}
+FAILED_STATES = ("failed", "timeout", "lost")
 
 
 class ContextQuery(Struct):
-    reader: ClassVar[object] = None  # whose brief is asked for, where the plugin brief makes one
+    reader: ClassVar[object] = None  # whose brief is asked for, in the plugin brief
     task: Annotated[str, Meta(max_length=TASK_LENGTH)] = ""
     max_bytes: Annotated[int, Meta(ge=2_000, le=10 * MB)] = 10 * MB
     max_tokens: Annotated[int, Meta(ge=500)] = 10 * MB
@@ -478,7 +471,6 @@ class WaitQuery(Struct):
     limit: Limit = 100
 
 
-# names and small types that the shapes are made of
 EVENT_TYPE = r"[a-z][a-z0-9_.-]{0,63}"
 EVENT_TYPE_IN_WORDS = "must be small letters, digits, '.', '_' or '-', 64 at most, with a letter first"
 is_identifier = re.compile(NAME).fullmatch
@@ -490,17 +482,17 @@ Priority = Literal["high", "medium", "low"]
 Sections = dict[str, Any]
 
 
-# ==== Hooks: what plugins can add, how they are loaded, how they are asked ============================
+# ==== Hooks: what plugins can add, how they are loaded, how they are asked ====
 
-hookimpl = pluggy.HookimplMarker("cco_sidecar")  # marks an implementation
-PACKAGE = "cco_sidecar_plugins"  # of the bundled plugins
+hookimpl = pluggy.HookimplMarker("cco_sidecar")
+PACKAGE = "cco_sidecar_plugins"
 
 
 class Asks:
     """Hooks by which anybody's code gives a value, in a worker thread. None is no answer; where one is wanted, the
-    first wins. An implementation may take fewer arguments than are named here. Who raises, or returns what JSON cannot
-    say or has another type, is logged and passed over; with plugins/_hooks.py so is who takes over five seconds.
-    plugins/examples/_every_hook.py has the smallest useful one of each hook, also of Tells and Parts.
+    first wins. An implementation may take fewer arguments. Who raises, or returns what JSON cannot say or has another
+    type, is logged and passed over; with plugins/_hooks.py so is who takes over five seconds.
+    plugins/examples/_every_hook.py has the smallest useful one of each hook.
     """
 
     def register_agent_types(self, settings: Settings) -> dict[Identifier, CategoryName]:
@@ -537,8 +529,8 @@ class Asks:
 
 
 class Tells:
-    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. Where the
-    service waits for them plugins/_hooks.py has it wait for five seconds at most, and it logs what a slow one misses.
+    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. With
+    plugins/_hooks.py the service waits for one for five seconds at most, and logs what a slow one misses.
     """
 
     def result_stored(self, result: dict[str, Any]) -> None:
@@ -565,8 +557,7 @@ class Parts:
         are the storage's folder and an event loop. StartError ends the program, other errors leave the part as it is.
         ``base`` is one of these, whose docstrings have the promises, or what the plugin before yours made of it:
         Storage, Records, Server, Endpoint, AgentTypes, Tokens, EventBus, Results, Contexts, Project, Agents, Launcher
-        or Processes. Endpoint stands behind every endpoint: its ``work`` gives each answer, its ``send`` gets the
-        bytes, its ``finished`` hears of each request.
+        or Processes. Of every endpoint ``work`` gives the answer, ``send`` gets its bytes, ``finished`` hears of it.
         """
 
 
@@ -579,21 +570,21 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
 
 
 class Hooks:
-    """The loaded plugins, called one by one: who fails is logged and passed over. SafeHooks of plugins/_hooks.py also
-    keeps them apart by threads and times, and passes over those that cannot be loaded; without it they end the start.
+    """The loaded plugins, called one by one: who fails is logged and passed over, who cannot be loaded ends the start.
+    plugins/_hooks.py keeps them apart by threads and times, and passes over the latter too.
     """
 
     MANAGER = pluggy.PluginManager
     SPECS = {name: spec for kind in (Asks, Tells, Parts) for name, spec in vars(kind).items() if name[0] != "_"}
-    LIVE = vars(Tells).keys() | {"register_routes", "part_class"}  # their answers are no data, and taken as they are
+    LIVE = vars(Tells).keys() | {"register_routes", "part_class"}  # whose answers are no data
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._manager = self.MANAGER("cco_sidecar")
         self.implementations: dict[str, list[Implementation]] = {hook: [] for hook in self.SPECS}
         self._untold: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
-        self._teller: Future[Any] | None = None
+        self._teller: Future[None] | None = None
         self.pool = Pool("asks", 16, 5)  # for those who ask on the loop
-        self.loaded: list[Any] = []  # each a Plugin, or what is derived from it
+        self.loaded: list[Any] = []  # of Plugin, or what is derived from it
         for plugin in built_in:
             name = f"built-in:{type(plugin).__name__}"
             self.loaded.append(Plugin(name, "built in", self.register(plugin, name)))
@@ -608,6 +599,17 @@ class Hooks:
                 problem = f"plugin {file.stem}: {type(error).__name__}: {one_line(error)}"
                 raise StartError(f"{settings.where('plugins')}: {problem}") from None
 
+    def told(self, settings: Settings) -> list[str]:
+        """What the banner says of them, and how it gets a token."""
+        own = [plugin.name for plugin in self.loaded if plugin.source != "built in"]
+        program = ["uv", "run"] if "UV" in os.environ else [sys.executable]
+        flags = [f"--{name}={getattr(settings, name)}" for name in ("root", "project", "storage")]
+        return [
+            f"  Plugins:  {', '.join([*own, '0 bundled'])}",
+            f"  Alone:    {ALONE}: {ABSENT}",
+            f"  Token:    {clean_text(shlex.join([*program, *sys.argv[:1], *flags]))} token --type python-specialist",
+        ]
+
     def register(self, plugin: object, name: str) -> list[str]:
         """The hooks that ``plugin`` implements. Raises ImportError where there is none."""
         marks = {each: self._manager.parse_hookimpl_opts(plugin, each) for each in dir(plugin)}
@@ -619,9 +621,7 @@ class Hooks:
         self._manager.register(plugin, name)
         for hook in hooks.values():
             rows = reversed(getattr(self._manager.hook, hook).get_hookimpls())  # what was loaded last comes first
-            self.implementations[hook] = [
-                Implementation(hook, row.plugin_name, row.function, arguments_of(row.function)) for row in rows
-            ]
+            self.implementations[hook] = [Implementation(hook, row.plugin_name, row.function) for row in rows]
         return sorted(hooks.values())
 
     def check(self, hook: str, function: Callable[..., Any]) -> None:
@@ -637,14 +637,14 @@ class Hooks:
                 yield row.plugin, answer
 
     def first(self, hook: str, **facts: Any) -> Any:
-        """The first answer that is not None; None where there is none. Blocks."""
+        """The first answer, None where there is none. Blocks."""
         return next((answer for _, answer in self.ask(hook, **facts)), None)
 
     def refusal(self, **facts: Any) -> str | None:
         """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
         for row in self.implementations["permission_policy"]:
             verdict = self.ask_one(row, f"the policy {row.plugin} could not decide; the service logged why", **facts)
-            if verdict is not None and verdict is not True:
+            if verdict not in (None, True):
                 return verdict or f"the policy {row.plugin} refuses"
         return None
 
@@ -655,11 +655,13 @@ class Hooks:
         try:
             return self.call(row, facts)
         except BaseException as error:  # a boundary: a thread that asks plugins ends for none of them
+            if row.hook == "part_class" and isinstance(error, StartError):
+                raise
             self.failed(row, error)
             return otherwise
 
     def call(self, row: Implementation, facts: dict[str, Any]) -> Any:
-        """What the plugin returns, where data is asked for as new plain data. Raises what it raises."""
+        """What the plugin returns, data as new plain data. Raises what it raises."""
         answer = row.call(facts)
         if answer is None or row.hook in self.LIVE:
             return answer
@@ -675,11 +677,9 @@ class Hooks:
 
     def tell(self, hook: str, **facts: Any) -> None:
         """Tell every observer, in order, in a thread of its own. Returns at once."""
-        if not self.implementations[hook]:
-            return
-        if self._teller is None:
-            self._teller = in_thread("observers", self._tell_for_ever)
-        self._untold.put((hook, facts))
+        if self.implementations[hook]:
+            self._untold.put((hook, facts))
+            self._teller = self._teller or in_thread("observers", self._tell_for_ever)
 
     def _tell_for_ever(self) -> None:
         while True:
@@ -687,43 +687,33 @@ class Hooks:
             list(self.ask(hook, **facts))
 
     def part(self, base: type[T], settings: Settings) -> type[T]:
-        """``base``, or what plugins derive from it: each gets what the one before it made. Raises StartError."""
+        """``base``, or what plugins, one by one, derive from it. Raises StartError."""
         for row in reversed(self.implementations["part_class"]):
-            try:
-                made = self.call(row, {"settings": settings, "base": base}) or base
-                if not issubclass(made, base):
-                    raise TypeError(f"{made.__name__} is not derived from {base.__name__}")
+            made = self.ask_one(row, base, settings=settings, base=base) or base
+            if isinstance(made, type) and issubclass(made, base):
                 base = made
-            except StartError:
-                raise
-            except (Exception, SystemExit) as error:
-                self.failed(row, error)
+            else:
+                self.failed(row, TypeError(f"{getattr(made, '__name__', made)} is not derived from {base.__name__}"))
         return base
 
 
 class IssueNotFound(Exception):
-    """What the hook ``resolve_issue`` (plugins/_hooks.py) raises for an issue that does not exist."""
+    """What the hook ``resolve_issue`` (plugins/_hooks.py) raises where there is no such issue."""
 
 
 class Plugin(Struct):
-    """A plugin that was found; ``problem`` says why it is not in use."""
-
     name: str
     source: str
     hooks: list[str]
-    problem: str | None = None
 
 
 class Implementation(Struct, frozen=True):
-    """One plugin's function for one hook."""
-
     hook: str
     plugin: str
     function: Callable[..., Any]
-    arguments: tuple[str, ...]
 
     def call(self, facts: dict[str, Any]) -> Any:
-        return self.function(**{name: facts[name] for name in self.arguments if name in facts})
+        return self.function(**{name: facts[name] for name in arguments_of(self.function) if name in facts})
 
 
 @functools.cache
@@ -733,17 +723,17 @@ def arguments_of(function: Callable[..., Any]) -> tuple[str, ...]:
 
 @functools.cache
 def bundled_class(base: type[T], file: str, name: str) -> type[T]:
-    """The class ``name`` in a file of the bundled plugins, which derives from ``base``; without them ``base``."""
+    """The class ``name``, derived from ``base``, in a file of the bundled plugins; without them ``base``."""
     path = Path(bundled_folder() or "/nowhere", f"{file}.py")
     ours = False
-    with contextlib.suppress(OSError):  # there is none, or it is not for us to read
+    with contextlib.suppress(OSError):  # there is none for us to read
         ours = f"class {name}(".encode() in path.read_bytes()
     return getattr(import_file(path), name) if ours else base
 
 
 @functools.cache
 def bundled_folder() -> Path | None:
-    """``plugins`` beside the module in a checkout, the installed copy else, None where the file stands alone."""
+    """``plugins`` beside the module, else the installed copy, None where the file stands alone."""
     beside = Path(__file__).resolve().parent / "plugins"
     if beside.is_dir():
         return beside
@@ -753,7 +743,7 @@ def bundled_folder() -> Path | None:
 
 def import_file(file: Path) -> types.ModuleType:
     """The module in ``file``, one of our package where it is bundled. Raises what its code raises."""
-    # As a script this module is __main__, and a plugin's import would make a second copy of every class.
+    # Run as a script this is __main__, and a plugin's import would make a second copy of every class.
     sys.modules.setdefault("cco_sidecar", sys.modules[__name__])
     if not file.is_file():
         raise ImportError("it is no file" if file.exists() else "it is not there")
@@ -769,30 +759,33 @@ def import_file(file: Path) -> types.ModuleType:
     return module
 
 
-# ==== The sidecar: all parts, started and stopped together, and how fast they answer ==================
+# ==== The sidecar: all parts, started and stopped together, and how fast they answer ====
 
 
 class Sidecar:
     """One running service: ``async with Sidecar(settings, hooks) as sidecar`` listens until the block ends.
 
-    Its start raises StartError with a line for the user. Its stop answers every waiting poll first, then gives requests
-    3 s, agents that were ordered to end 10 s, and plugins the time that their hooks have.
+    Its start raises StartError. Its stop answers every waiting poll first, then gives requests 3 s, agents that were
+    ordered to end 10 s, and plugins the time that their hooks have.
     """
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
-        self.settings = settings
-        self.hooks = hooks
-        self.storage: Storage = hooks.part(Storage, settings)(settings, hooks.part(Records, settings))
-        self.agent_types = hooks.part(AgentTypes, settings)(hooks, settings)
+        self.settings, self.hooks = settings, hooks
+
+        def part(base: type[T]) -> type[T]:
+            return hooks.part(base, settings)
+
+        self.storage: Storage = part(Storage)(settings, part(Records))
+        self.agent_types = part(AgentTypes)(hooks, settings)
         self.metrics = Metrics()
-        self.tokens = hooks.part(Tokens, settings)(settings, self.agent_types)
+        self.tokens = part(Tokens)(settings, self.agent_types)
         self.limits = RateLimits(self.agent_types)
-        self.bus = hooks.part(EventBus, settings)(self.storage, settings, hooks)
-        self.results = hooks.part(Results, settings)(self.storage, self.bus, hooks, self.agent_types, settings)
-        self.contexts = hooks.part(Contexts, settings)(self.storage, hooks, self.agent_types, settings)
-        launcher = hooks.part(Launcher, settings)(self.contexts, self.tokens, self.agent_types, hooks, settings)
-        self.agents = hooks.part(Agents, settings)(self.storage, launcher, self.results)
-        self.server_class = hooks.part(Server, settings)
+        self.bus = part(EventBus)(self.storage, settings, hooks)
+        self.results = part(Results)(self.storage, self.bus, hooks, self.agent_types, settings)
+        self.contexts = part(Contexts)(self.storage, hooks, self.agent_types, settings)
+        launcher = part(Launcher)(self.contexts, self.tokens, self.agent_types, hooks, settings)
+        self.agents = part(Agents)(self.storage, launcher, self.results)
+        self.server_class = part(Server)
         self.open_requests = 0
         try:
             self.process = psutil.Process()
@@ -813,6 +806,7 @@ class Sidecar:
             parts.callback(self._server.stop)
             self.storage.announce(self.info)
             self.tokens.revoked.update(row["subject"] for row in self.storage.read.revoked(settings.project))
+            self.results.start()
             self.contexts.start()
             parts.push_async_callback(self.contexts.close)
             self.agents.launcher.url = self.info.url + "/api"
@@ -837,7 +831,7 @@ class Sidecar:
         settings, last = self.settings, self.storage.read.meta("port")
         self._server = self.server_class(
             Application(self),
-            # Endpoint refuses bodies in JSON: Tornado's own limit would answer without a body.
+            # Endpoint refuses in JSON; Tornado's own limit would answer without a body.
             max_body_size=1 << 40,
             max_header_size=MAX_FIELDS + GetContext.max_line,
             body_timeout=60.0,
@@ -869,7 +863,7 @@ def listening(host: str, last: int, port: int) -> list[socket.socket]:
 
 
 class SidecarInfo(Struct, frozen=True):
-    """The content of ``sidecar.json``, by which clients find the running service."""
+    """``sidecar.json``, by which clients find the running service."""
 
     FILE: ClassVar[str] = "sidecar.json"
 
@@ -879,11 +873,11 @@ class SidecarInfo(Struct, frozen=True):
     root: str
     version: str
     started_at: str
-    instance_id: str = ""  # of this run; by that of ``/health`` a client knows whom it talks to
+    instance_id: str = ""  # of this run; ``/health`` tells it, so that a client knows whom it talks to
 
 
 def prepare_storage_folder(settings: Settings) -> None:
-    """Make the storage folder, for the user alone. Raises StartError where it cannot be trusted."""
+    """Make the storage folder, for the user alone. Raises StartError."""
     folder, encoding = settings.storage, sys.getfilesystemencoding().upper()
     try:
         if clean_text(str(folder)) != str(folder):
@@ -933,7 +927,7 @@ def instance_lock(folder: Path) -> Iterator[None]:
             file = os.open(path, flags, 0o600)
             held.callback(os.close, file)
             try:
-                lock_file(file, 20)  # a child of one that was killed may have it for a moment
+                lock_file(file, 20)  # a child of a killed one may have it for a moment
             except OSError as error:
                 if path == folder and error.errno != errno.EWOULDBLOCK:
                     continue  # NFS locks none
@@ -992,7 +986,7 @@ class Metrics:
         return {name: round(figure, 3) for name, figure in figures.items()}
 
 
-# ==== HTTP: the routes, what every endpoint shares, then one small class per endpoint =================
+# ==== HTTP: the routes, what every endpoint shares, then one small class per endpoint ====
 
 
 class Route:
@@ -1329,7 +1323,7 @@ class Endpoint(Handler):
             reason = f"the storage cannot be used ({getattr(error, 'sqlite_errorname', error)})"
         log.error("%s %s: %s: %s", self.request_id, type(self).__name__, reason, one_line(error))
         wait = getattr(error, "retry_after", None)
-        reason = f"{ERRORS[self.failure][2]}: {reason}"
+        reason = f"{ERRORS[self.failure][1]}: {reason}"
         return ApiError(self.failure, reason, status=503 if wait else 0, retry_after=wait)
 
 
@@ -1356,7 +1350,7 @@ def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = Tru
         if missing := re.search(r"missing required field `(.+)`", problem):
             path = f"{path}.{missing[1]}".lstrip(".")
         where = f" - at `$.{path}`" if path else ""
-        raise ApiError(code, f"{ERRORS[code][2]}: {problem}{where}", details={"path": path or "$"}) from None
+        raise ApiError(code, f"{ERRORS[code][1]}: {problem}{where}", details={"path": path or "$"}) from None
 
 
 def too_large(limit: int) -> ApiError:
@@ -1618,11 +1612,11 @@ class GetStatus(Endpoint):
         }  # fmt: skip
 
 
-# ==== Tokens and rate limits: who may do what, and how often ==========================================
+# ==== Tokens and rate limits: who may do what, and how often ====
 
 
 class Tokens:
-    """Makes, checks and revokes JSON Web Tokens (RFC 7519 and 8725), which are HS256 and nothing else."""
+    """Makes and checks JSON Web Tokens (RFC 7519 and 8725), HS256 and nothing else. Checks of claims raise AUTH_003."""
 
     def __init__(self, settings: Settings, agent_types: AgentTypes) -> None:
         self._settings, self._agent_types = settings, agent_types
@@ -1630,7 +1624,7 @@ class Tokens:
         self.revoked: set[str] = set()  # subjects; who adds one stores it too (Records.revoke)
 
     def load_secret(self) -> None:
-        """Take the configured secret, or the storage's, which the first caller makes."""
+        """Take the configured secret, else the storage's."""
         self._secret = self._settings.jwt_secret or make_or_read_secret(self._settings.storage / "jwt.secret")
 
     def mint(
@@ -1669,8 +1663,8 @@ class Tokens:
         return self.decode(token, self._secret, "HS256", Claims)
 
     def decode(self, token: str, key: Any, algorithm: str, kind: type[Claims]) -> Claims:
-        """The claims of a token, perhaps long expired, that ``key`` signed with its one algorithm; its permissions are
-        at most those of its type's category. Raises AUTH_001.
+        """The claims of a token, perhaps expired, that ``key`` signed, with at most the permissions of its category.
+        Raises AUTH_001.
         """
         options: Any = {"verify_exp": False, "verify_aud": False}
         try:  # another clock may be ahead of ours
@@ -1684,23 +1678,20 @@ class Tokens:
         return msgspec.structs.replace(claims, permissions=allowed)
 
     def check_permission(self, claims: Claims, permission: str | None) -> None:
-        """Raises AUTH_003, which names the permission."""
         if permission and permission not in claims.permissions:
             raise forbidden(f"This token lacks the permission {permission}", permission=permission)
 
     def check_identity(self, claims: Claims, subject: str, agent_type: str | None = None) -> None:
-        """A bound token speaks only for itself; raises AUTH_003."""
         if claims.bound and (subject != claims.sub or agent_type not in (None, claims.agent_type)):
             raise forbidden(f"This token speaks only for {claims.sub} ({claims.agent_type})", sub=claims.sub)
 
     def check_issue(self, claims: Claims, issue_id: Any) -> None:
-        """A token made for one issue works on no other; raises AUTH_003."""
         if claims.issue_id is not None and issue_id != claims.issue_id:
             raise forbidden(f"This token is for issue {claims.issue_id} only", issue_id=claims.issue_id)
 
     def check_event_type(self, claims: Claims, event_type: str) -> None:
-        """Raises AUTH_003 for the service's own events; agent_completed is for tokens that could store any agent's
-        result and so cause it anyhow (the reference's example publishes it).
+        """The service's own are refused, but agent_completed, as in the reference's example, of tokens that could cause
+        it by storing any agent's result.
         """
         speaks_for_all = not claims.bound and claims.issue_id is None and WRITE in claims.permissions
         if event_type in OWN_EVENTS and not (event_type == "agent_completed" and speaks_for_all):
@@ -1708,14 +1699,10 @@ class Tokens:
 
 
 def make_or_read_secret(path: Path) -> str:
-    """The secret in ``path``, made on first use. Of two first users one makes it and the other reads it."""
+    """The secret in ``path``, made by the first of its users."""
     if not path.exists():
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-") as file:  # which makes 0600
-            file.write(secrets.token_urlsafe(48).encode())
-            file.flush()
-            os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # unlike a rename this fails where another was faster
-                os.link(file.name, path)
+        with contextlib.suppress(FileExistsError):  # another was faster
+            write_file(path, secrets.token_urlsafe(48).encode(), first=True)
     secret = path.read_text("utf-8", "backslashreplace").strip()
     if len(secret.encode()) < 32:
         problem = "is shorter than 32 bytes: delete it, a new one is made (old tokens end)"
@@ -1724,7 +1711,7 @@ def make_or_read_secret(path: Path) -> str:
 
 
 class Claims(Struct, frozen=True, kw_only=True):
-    """The claims of a token. ``bound`` tokens may only speak for their own ``sub`` and ``agent_type``."""
+    """The claims of a token. ``bound`` ones speak only for their own ``sub`` and ``agent_type``."""
 
     sub: str
     agent_type: str
@@ -1746,12 +1733,12 @@ class RateLimits:
 
     def __init__(self, agent_types: AgentTypes, clock: Callable[[], float] = time.monotonic) -> None:
         self._agent_types, self._clock = agent_types, clock
-        # by subject, the least recent first: its last request, the tokens left then, the requests of the minute before
-        # (a dict finds its first behind all deleted ones)
+        # By subject, the least recent first: its last request, the tokens left then, the requests of the minute before.
+        # A dict would find its first behind all deleted ones.
         self._recent = collections.OrderedDict[tuple[str, str], tuple[float, float, list[float]]]()
 
     def spend(self, claims: Claims) -> dict[str, str]:
-        """Take one request; the headers that tell of what is left, none where there is no limit. Raises RATE_001."""
+        """Take one request; the headers that tell what is left, none without a limit. Raises RATE_001."""
         category = CATEGORIES[self._agent_types.categories[claims.agent_type]]
         limit, burst = category.per_minute, category.burst
         if limit is None or burst is None:
@@ -1797,19 +1784,15 @@ class AgentTypes:
         return self.category(agent_type, status)
 
     def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
-        """The category of a type. Raises AGT_002 where it is unknown, or for people although ``people`` is not set."""
+        """The category of a type. Raises AGT_002 where it is unknown, or for people and ``people`` is not set."""
         category = self.categories.get(agent_type)
         if category and (people or not CATEGORIES[category].people):
             return category
-        raise ApiError("AGT_002", self.problem(agent_type), status=status, details={"path": "agent_type"})
-
-    def problem(self, agent_type: str) -> str:
-        if agent_type in self.categories:
-            return f"The type {agent_type} is for people: no agent has it"
-        return f"Unknown agent type {agent_type}"
+        problem = "The type {} is for people: no agent has it" if category else "Unknown agent type {}"
+        raise ApiError("AGT_002", problem.format(agent_type), status=status, details={"path": "agent_type"})
 
 
-# ==== Storage: one SQLite file, one writer thread =====================================================
+# ==== Storage: one SQLite file, one writer thread ====
 
 
 class Storage:
@@ -2246,7 +2229,7 @@ def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connecti
     return database
 
 
-# ==== Results: what agents leave behind, and who works next ===========================================
+# ==== Results: what agents leave behind, and who works next ====
 
 
 class Results:
@@ -2260,6 +2243,11 @@ class Results:
         self._storage, self._bus, self._hooks, self._agent_types = storage, bus, hooks, agent_types
         self._settings, self._redaction = settings, redaction()
         self._pool = Pool("results", 8, 60)
+
+    def start(self) -> None:
+        """Look what language the project is in, without waiting for it."""
+        listed = functools.partial(run_git, self._settings.root, "ls-files", "-z")
+        self._main_language = in_thread("language", lambda: main_language(tuple(split_z(listed()))))
 
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
         """Store ``body``, tell the waiters, propose who is next. Raises AGT_002 for an unknown type."""
@@ -2278,8 +2266,11 @@ class Results:
 
     async def prepared(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """``body`` without the secrets in it, and the project's language."""
-        redact_json, root = self._redaction.redact_json, self._settings.root
-        return await self._pool.run(lambda: (redact_json(body)[0], project_type(root, [])))
+        redacted, _ = await self._pool.run(self._redaction.redact_json, body)
+        language = await asyncio.wrap_future(self._main_language)
+        if language == "unknown":  # for the next result: a new project has files by then
+            self.start()
+        return redacted, language
 
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The answer, once the result is stored; the writer thread finds who is next."""
@@ -2424,7 +2415,7 @@ class NextAgent(Struct):
     reason: str
 
 
-# ==== Event bus: the log is the truth, waking is a hint ===============================================
+# ==== Event bus: the log is the truth, waking is a hint ====
 
 
 class EventBus:
@@ -2774,7 +2765,7 @@ def texts_of(value: Any) -> list[str]:
     return texts + (msgspec.json.encode(others)[1:-1].decode().split(",") if others else [])
 
 
-# ==== Context: the assembler, its cache and budget, the project on disk, git, secrets =================
+# ==== Context: the assembler, its cache and budget, the project on disk, git, secrets ====
 
 
 class Contexts:
@@ -2990,7 +2981,7 @@ class Project:
 
     def __init__(self, root: Path, scratch: Path) -> None:
         self._root, self._scratch = root, scratch
-        self.also = sorted(TYPE_BY_MANIFEST)  # files that contexts are made from although git may ignore them
+        self.also: Sequence[str] = ()  # files that plugins' sections are made from although git may ignore them
         self._looks = Pool("look", 2, 120)
 
     async def state(self) -> ProjectState:
@@ -3387,7 +3378,7 @@ class FileFact(Struct, frozen=True, gc=False):
     mtime_ns: int
 
 
-# ==== Agents: real processes, in the ledger before they start and until nothing of them is left =======
+# ==== Agents: real processes, in the ledger before they start and until nothing of them is left ====
 
 
 class Agents:
@@ -3511,7 +3502,7 @@ class Agents:
         self.tokens.revoked.add(row["id"])
         await self.judge(running)
         told = self.last_word(row)
-        names = ["agent_exited", "agent_failed"][: 2 if row["state"] in AGENT_GROUPS["failed"] else 1]
+        names = ["agent_exited", "agent_failed"][: 2 if row["state"] in FAILED_STATES else 1]
         submission = {"publisher": row["id"], "topic": "coordination", "data": told}
         events = [new_event(row["project"], name, submission) for name in names]
         await self.storage.write(functools.partial(end_agent, row, events))
@@ -3584,7 +3575,7 @@ def agent_statistics(read: Records, project: str) -> dict[str, Any]:
     by_state, by_type = dict(read.count_agents(project)), dict(read.count_active_types(project))
     return {
         "active": sum(by_type.values()), "completed": by_state.get("completed", 0),
-        "failed": sum(by_state.get(state, 0) for state in AGENT_GROUPS["failed"]),
+        "failed": sum(by_state.get(state, 0) for state in FAILED_STATES),
         "killed": by_state.get("killed", 0), "spawned_total": sum(by_state.values()), "by_type": by_type,
         "avg_execution_time_ms": round(read.mean_agent_seconds(project) * 1000, 3),
     }  # fmt: skip
@@ -3816,12 +3807,10 @@ class AgentCommand(Struct):
 Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
 
 
-# ==== Built-in plugins: the reference's own behaviour, as hook implementations like anybody's =========
+# ==== Built-in plugins: the reference's own behaviour, as hook implementations like anybody's ====
 
 
 class ReferenceRules:
-    """The reference's agent types, sections of a context, ranking of files and routing."""
-
     SEARCHED_BYTES = 16 * MB  # of a file: git would read a longer one whole, once for each word of the task
 
     @hookimpl
@@ -3830,25 +3819,30 @@ class ReferenceRules:
 
     @hookimpl(trylast=True)
     def context_section(self, request: ContextRequest) -> Sections:
-        """The plugins metadata and reports add to ``metadata``."""
         project = request.project
         names = tuple(file.path for file in project.files)
-        size, kind = sum(file.size for file in project.files), project_type(Path(project.root), names)
+        size, kind = sum(file.size for file in project.files), self.project_type(Path(project.root), names)
         unknown = ("python_version", "test_coverage", "last_build_status", "last_build_time", "security_scan_status")
-        told: dict[str, Any] = {"dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown)}
         matched = any(item.matched for item in request.ranked) if request.task else None
         return {
             "project_structure": {"root": clean_text(project.root), **list_names(names), "total_size_bytes": size},
             "relevant_files": choose_files(request),
             "git_context": project.git,
             "previous_agent_outputs": request.outputs,
-            "metadata": {"project_type": kind, **told, "index": "ready", "task_matched": matched},
-        }
+            "metadata": {
+                "project_type": kind, "dependencies": [], "dependency_versions": {}, **dict.fromkeys(unknown),
+                "index": "ready", "task_matched": matched,
+            },
+        }  # fmt: skip
+
+    def project_type(self, root: Path, names: tuple[str, ...]) -> str:
+        return main_language(names)
 
     @hookimpl(trylast=True)
     def rank_files(self, request: RankRequest) -> list[RankedFile]:
         """By the task's words in a file's path and text, the rare ones more, and by the agent's kinds of file."""
-        weights = {file.path: KIND_WEIGHTS[request.category][kind_of(file.path)] for file in request.files}
+        of_kind = KIND_WEIGHTS | {OWN_KINDS.get(request.category, "source"): 1.0}
+        weights = {file.path: of_kind[kind_of(file.path)] for file in request.files}
         words = dict.fromkeys(re.findall(r"[^\W_]{2,}", request.task.lower()))
         holding: dict[str, set[str]] = {}
         large = [f":(exclude,literal){file.path}" for file in request.files if file.size > self.SEARCHED_BYTES]
@@ -3862,7 +3856,6 @@ class ReferenceRules:
         holding["changed by an earlier agent"] = set(itertools.chain.from_iterable(touched))
         holding["uncommitted change"] = set(request.changed)
         shares = {why: math.log(1 + len(weights) / len(paths)) for why, paths in holding.items() if paths}
-        shares |= {"named in the task": 9.0, "changed by an earlier agent": 3.0, "uncommitted change": 3.0}
         ranked = []
         for path in (file.path for file in sorted(request.files, key=lambda file: -file.mtime_ns)):
             why = sorted((why for why in shares if path in holding[why]), key=lambda why: -shares[why])
@@ -3875,7 +3868,8 @@ class ReferenceRules:
         self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str
     ) -> list[NextAgent]:
         """By PROPOSALS, without the types that have succeeded since the last code change."""
-        outcome = "success" if result.status == "success" else "failed"
+        work = "architecture" if result.category == "architect" else result.category
+        rule = f"{work}-{'success' if result.status == 'success' else 'failure'}"
         newest_first = (result, *reversed(history))
         since = itertools.takewhile(lambda fact: fact.category != "coding" or fact.status == "failed", newest_first)
         passed = {fact.agent_type for fact in since if fact.status == "success"}
@@ -3883,26 +3877,11 @@ class ReferenceRules:
         last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
         names = {"the coder": coder, "the last coder": last_coder, "the same type": result.agent_type}
         found = [
-            NextAgent(names.get(who, who), "medium" if result.status == "partial" else priority, why)
-            for category, after, who, priority, why in PROPOSALS
-            if (category, after) == (result.category, outcome)
+            NextAgent(names.get(who, who), "medium" if result.status == "partial" else priority, f"{rule}: {why}")
+            for after, who, priority, why in PROPOSALS
+            if after == rule
         ]
         return [*proposals, *(item for item in found if item.agent_type not in passed)]
-
-
-SPECIALISTS = frozenset(  # the languages that have one, such as python-specialist
-    """python rust go javascript typescript java kotlin scala csharp cpp c swift ruby php perl elixir erlang haskell
-    clojure lua r julia dart shell powershell sql vue svelte graphql terraform""".split()
-)
-AGENT_TYPES = {  # the plugin specialists has eighty more
-    "architect": "chief-architect",
-    "coding": "".join(f"{language}-specialist " for language in SPECIALISTS)
-    + "frontend-developer backend-developer fullstack-developer",
-    "qa": "test-engineer qa-engineer performance-engineer",
-    "security": "security-auditor",
-    "documentation": "documentation-expert technical-writer",
-    "support": "technical-researcher code-reviewer issue-triager",
-}
 
 
 @functools.lru_cache(2)  # an edit changes no name
@@ -3916,9 +3895,9 @@ def list_names(names: tuple[str, ...]) -> dict[str, Any]:
 def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
     """The text files worth reading, best first, somewhat more than can be given. Blocks."""
     chosen: list[dict[str, Any]] = []
-    left = 1.25 * request.max_bytes  # what is too large for the rest of the room is passed over later
+    left = 1.25 * request.max_bytes  # what finds no room is passed over later
     for item in request.ranked:
-        if len(chosen) > request.max_files or left <= 0:  # one more than asked for: so it shows that some were left out
+        if len(chosen) > request.max_files or left <= 0:  # one too many shows that some were left out
             break
         if (file := request.project.describe(item.path)) is None:
             continue
@@ -3927,26 +3906,11 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
     return chosen
 
 
-def project_type(root: Path, names: Sequence[str]) -> str:
-    """By manifest, else the language of most files. Blocks."""
-    for manifest, language in TYPE_BY_MANIFEST.items():
-        if (root / manifest).is_file():
-            return language
-    return main_language(tuple(names or split_z(run_git(root, "ls-files", "-z"))))
-
-
 @functools.lru_cache(2)
 def main_language(names: tuple[str, ...]) -> str:
+    """The language of most files, else "unknown"."""
     code = [name for name in names if kind_of(name) in ("source", "test") and name[-2:] != ".h"]  # .h is C++ too
     return collections.Counter(map(language_of, code)).most_common(1)[0][0] if code else "unknown"
-
-
-TYPE_BY_MANIFEST = {
-    "pyproject.toml": "python", "setup.py": "python", "setup.cfg": "python", "requirements.txt": "python",
-    "Cargo.toml": "rust", "go.mod": "go", "pom.xml": "java", "build.gradle": "java", "build.gradle.kts": "kotlin",
-    "Gemfile": "ruby", "composer.json": "php", "mix.exs": "elixir", "pubspec.yaml": "dart", "Package.swift": "swift",
-    "tsconfig.json": "typescript", "package.json": "javascript",
-}  # fmt: skip
 
 
 # -- languages and kinds of files
@@ -3960,7 +3924,7 @@ def language_of(path: str) -> str:
 
 @functools.lru_cache(100_000)
 def kind_of(path: str) -> str:
-    """source, test, docs, config or other (vendored and minified files too), by a file's path alone."""
+    """source, test, docs, config or other (vendored and minified files too), by the path alone."""
     path, language = path.lower(), language_of(path)
     if language == "unknown" or FOREIGN_FILE.search(path):
         return "other"
@@ -3987,39 +3951,45 @@ LANGUAGES = {word: one.split()[0].lstrip(".") for one in re.split("[;\n]", ENDIN
 PROSE = frozenset({"markdown", "rst", "asciidoc", "text"})
 DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
 MAY_HOLD_SECRETS = DATA | {"unknown", "shell", "powershell"}
-FOREIGN_FILE = re.compile(r"(?:^|/)(?:vendor|node_modules|third_party)/|\.min\.(?:js|css)$|-lock\.(?:json|yaml)$")
-TEST_FILE = re.compile(
-    r"(?:^|/)(?:tests?|testing|specs?|__tests__|e2e|testdata|fixtures)/|(?:^|[/._-])(?:tests?|spec|conftest)[._-][^/]*$"
+SPECIALISTS = frozenset(  # the languages that have one
+    """python rust go javascript typescript java kotlin scala csharp cpp c swift ruby php perl elixir erlang haskell
+    clojure lua r julia dart shell powershell sql vue svelte graphql terraform""".split()
 )
-
-KIND_WEIGHTS = {  # how much a file's kind counts for the agents of a category
-    "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},
-    "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "test": 0.4, "other": 0.05},
-    "qa": {"test": 1.0, "source": 0.7, "config": 0.2, "docs": 0.05, "other": 0.05},
-    "security": {"source": 1.0, "config": 0.7, "test": 0.4, "docs": 0.1, "other": 0.05},
-    "documentation": {"docs": 1.0, "source": 0.6, "config": 0.2, "test": 0.1, "other": 0.05},
-    "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
+AGENT_TYPES = {  # the plugin specialists has eighty more
+    "architect": "chief-architect",
+    "coding": "".join(f"{language}-specialist " for language in SPECIALISTS)
+    + "frontend-developer backend-developer fullstack-developer",
+    "qa": "test-engineer qa-engineer performance-engineer",
+    "security": "security-auditor",
+    "documentation": "documentation-expert technical-writer",
+    "support": "technical-researcher code-reviewer issue-triager",
 }
-STOP_WORDS = frozenset(
-    """a add all an and any are as at be by can do fix for from has have how if in into is it its make not of on or
-    should so that the this to use was we what when where which who why will with""".split()
+FOREIGN_FILE = re.compile(r"(^|/)(vendor|node_modules|third_party)/|\.min\.(js|css)$|-lock\.(json|yaml)$")
+TEST_FILE = re.compile(
+    r"(^|/)(tests?|testing|specs?|__tests__|e2e|testdata|fixtures)/|(^|[/._-])(tests?|spec|conftest)[._-][^/]*$"
 )
 
-PROPOSALS: tuple[tuple[str, str, str, Priority, str], ...] = (  # who is next after a category's outcome, and why
-    ("architect", "success", "the coder", "high", "architecture-success: implementation of what was designed"),
-    ("architect", "success", "test-engineer", "medium", "architecture-success: tests for what was designed"),
-    ("coding", "success", "test-engineer", "high", "coding-success: validation of the implementation"),
-    ("coding", "success", "security-auditor", "medium", "coding-success: security review of the change"),
-    ("coding", "failed", "the same type", "high", "coding-failure: another attempt"),
-    ("qa", "success", "documentation-expert", "low", "qa-success: documentation of what was validated"),
-    ("qa", "success", "security-auditor", "medium", "qa-success: security review that has not passed yet"),
-    ("qa", "failed", "the last coder", "high", "qa-failure: repair of what the tests found"),
-    ("security", "success", "documentation-expert", "low", "security-success: documentation of what was reviewed"),
-    ("security", "failed", "the last coder", "high", "security-failure: repair of what the review found"),
-)  # fmt: skip
+KIND_WEIGHTS = {"source": 0.7, "test": 0.6, "config": 0.2, "docs": 0.1, "other": 0.05}
+OWN_KINDS = {"qa": "test", "documentation": "docs", "support": "docs"}  # of a category's agents, "source" of the others
+STOP_WORDS = frozenset(
+    "a add an and are as be by do fix for from how if in is it not of on or should the this to use we when with".split()
+)
+
+PROPOSALS: tuple[tuple[str, str, Priority, str], ...] = (  # who is next after a category's outcome, and why
+    ("architecture-success", "the coder", "high", "implementation of what was designed"),
+    ("architecture-success", "test-engineer", "medium", "tests for what was designed"),
+    ("coding-success", "test-engineer", "high", "validation of the implementation"),
+    ("coding-success", "security-auditor", "medium", "security review of the change"),
+    ("coding-failure", "the same type", "high", "another attempt"),
+    ("qa-success", "documentation-expert", "low", "documentation of what was validated"),
+    ("qa-success", "security-auditor", "medium", "security review that has not passed yet"),
+    ("qa-failure", "the last coder", "high", "repair of what the tests found"),
+    ("security-success", "documentation-expert", "low", "documentation of what was reviewed"),
+    ("security-failure", "the last coder", "high", "repair of what the review found"),
+)
 
 
-# ==== Command line: the commands that need no plugin ==================================================
+# ==== Command line: the commands that need no plugin ====
 
 GOOD, REFUSED, WRONG_USE = 0, 1, 2
 
@@ -4044,19 +4014,20 @@ class Program:
             return 130
 
     def parse(self, words: list[str]) -> argparse.Namespace:
-        """The options, and the command as ``run``."""
-        options, rest = option_parser().parse_known_args(words)  # also those before the command
         parser = CommandParser(prog="cco", parents=[option_parser()], allow_abbrev=False)
         parser.usage = "%(prog)s [serve | token --type TYPE] [OPTIONS]"
         parser.description = "Serves a repository to a team of agents, or prints a token for an agent."
         parser.epilog = "Exit codes: 0 good, 1 refused, 2 wrong use."
         parser.add_argument("--version", action="version", version=f"cco {__version__}")
+        parser.add_argument("--type", help="of a token: agent type, for example python-specialist")
+        options, rest = parser.parse_known_args(words)
         command = rest.pop(0) if rest[:1] in (["serve"], ["token"]) else "serve"
-        if command == "token":
-            parser.add_argument("--type", required=True, help="agent type, for example python-specialist")
-        options, unknown = parser.parse_known_args(rest, options)
-        if unknown:
-            raise StartError(f"{unknown[0]}: no such command or option, see --help; {ABSENT}", WRONG_USE)
+        if command == "serve" and options.type is not None:
+            rest.append("--type")
+        if rest:
+            raise StartError(f"{rest[0]}: no such command or option, see --help; {ABSENT}", WRONG_USE)
+        if command == "token" and options.type is None:
+            parser.error("the following arguments are required: --type")
         for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
             if name.removeprefix("CCO_SIDECAR_").lower() not in option_table():  # which only plugins may heed
                 raise StartError(f"{name}: no such option; {ABSENT}")
@@ -4072,7 +4043,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def option_parser() -> CommandParser:
-    """The flags of the settings table; what was not given does not show up."""
+    """The flags of the settings; what was not given is not in its answer."""
     parser = CommandParser(prog="cco", add_help=False, allow_abbrev=False)
     for name, option in option_table().items():
         default, many = option.default, option.read in (read_list, read_paths)
@@ -4107,7 +4078,7 @@ def command_serve(options: argparse.Namespace) -> typing.NoReturn:
     with asyncio.Runner(loop_factory=sidecar.server_class.new_loop) as runner:
         runner.run(serve(sidecar))
     wait([in_thread("log", logging.shutdown), in_thread("output", lambda: sys.stdout.flush())], 1)
-    os._exit(GOOD)  # the interpreter's own end waits for a stream that some thread holds, or aborts
+    os._exit(GOOD)  # the interpreter's own end waits for a stream that a thread holds, or aborts
 
 
 def settings_from(options: argparse.Namespace) -> Settings:
@@ -4115,15 +4086,14 @@ def settings_from(options: argparse.Namespace) -> Settings:
 
 
 def set_up_logging(settings: Settings) -> None:
-    handler = bundled_class(logging.StreamHandler, "_program", "LogLines")(sys.stderr)
-    handler.setFormatter(settings.log_formatter())
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    shape, level = "%(asctime)s %(levelname)s %(message)s", settings.log_level.upper()
+    logging.basicConfig(level=level, format=shape, handlers=[settings.log_handler()], force=True)
     for name in ("tornado", "asyncio", "watchdog"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
 
 
 async def serve(sidecar: Sidecar) -> None:
-    """Run until a signal; the first one ends things properly, a second one at once."""
+    """Run until a signal; a second one ends the process at once."""
     stopped = asyncio.Event()
 
     def on_signal(number: int) -> None:
@@ -4147,19 +4117,13 @@ async def serve(sidecar: Sidecar) -> None:
 
 
 def banner(sidecar: Sidecar) -> str:
-    used = [plugin for plugin in sidecar.hooks.loaded if plugin.source != "built in" and not plugin.problem]
-    own = [plugin.name for plugin in used if bundled_folder() not in Path(plugin.source).parents]
-    absent = f"turned off by {sidecar.settings.where('no_plugins')}" if sidecar.settings.no_plugins else ABSENT
     return "\n".join([
         f"Orchestration sidecar {__version__}",
         f"  URL:      {sidecar.info.url}  {sidecar.server_class.protocols}",
         f"  Project:  {sidecar.info.project_id}",
         f"  Root:     {sidecar.info.root}",
         f"  Storage:  {sidecar.storage.place}",
-        f"  Plugins:  {', '.join([*own, f'{len(used) - len(own)} bundled'])}",
-        *(f"  Skipped:  {plugin.name} ({plugin.problem})" for plugin in sidecar.hooks.loaded if plugin.problem),
-        *([f"  Alone:    {ALONE}: {absent}"] if len(own) == len(used) else []),
-        f"  Token:    {own_command(sidecar.settings)} token --type python-specialist",
+        *sidecar.hooks.told(sidecar.settings),
         "  Stop:     Ctrl-C",
     ])  # fmt: skip
 
@@ -4171,17 +4135,6 @@ ALONE = (
 ABSENT = f"is plugins/ beside {Path(__file__).name}? `pip install .` in a checkout brings it"
 
 
-def own_command(settings: Settings | None = None) -> str:
-    """How this program was called, for messages that name a next command: of ``settings``, one for their service."""
-    program = sys.argv[0] or "cco_sidecar.py"
-    words = [program] if Path(program).name in ("cco", "cco.exe") else [sys.executable, program]
-    if shutil.which(name := Path(words[0]).name) == os.path.abspath(words[0]):
-        words[0] = name
-    words = ["uv", "run", words[-1]] if "UV" in os.environ else words
-    said = [each for each in ("root", "project", "storage") if settings and ":" not in settings.places.get(each, ":")]
-    return clean_text(shlex.join([*words, *(f"{flag_of(each)}={getattr(settings, each)}" for each in said)]))
-
-
 # -- tokens
 
 
@@ -4191,8 +4144,8 @@ def command_token(options: argparse.Namespace) -> int:
 
 
 def mint_token(settings: Settings, agent_type: str, subject: str | None = None, **facts: Any) -> str:
-    """A token from the storage's secret; needs no running service. ``subject`` is by default a new one, for no agent in
-    particular; ``facts`` are keywords of Tokens.mint. Raises StartError.
+    """A token from the storage's secret, for a new ``subject`` unless one is given; ``facts`` are those of Tokens.mint.
+    Raises StartError.
     """
     prepare_storage_folder(settings)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
@@ -4205,18 +4158,18 @@ def mint_token(settings: Settings, agent_type: str, subject: str | None = None, 
         raise StartError(f"--type: {error.message}") from None
 
 
-# ==== Small tools of every section: errors, times, threads, files, words ==============================
+# ==== Small tools of every section: errors, times, threads, files, words ====
 
 
 class StartError(Exception):
-    """Ends the program: the message is printed as one line, and ``exit_code`` is the process's."""
+    """Ends the program with ``exit_code``; the message is printed as one line."""
 
     def __init__(self, message: str, exit_code: int = 2) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
-StorageError = sqlite3.Error  # what every fault of the storage is raised as
+StorageError = sqlite3.Error  # every fault of the storage is one
 
 
 class ApiError(Exception):
@@ -4227,10 +4180,11 @@ class ApiError(Exception):
         allowance: Mapping[str, str] = {},
     ) -> None:  # fmt: skip
         self.code, self.details, self.retry_after, self.allowance = code, details, retry_after, allowance
-        self.status, self.error, standard = ERRORS[code]
-        self.message = message or standard
-        if status:
-            self.status, self.error = status, ERROR_OF_STATUS.get(status, self.error)
+        usual, standard = ERRORS[code]
+        self.status, self.message = status or usual, message or standard
+        self.error = ERROR_OF_STATUS.get(self.status, ERROR_OF_STATUS[usual])
+        if code == "RATE_001":  # the reference's own word
+            self.error = "rate_limit_exceeded"
         super().__init__(f"{code}: {self.message}")
 
     def answer(self, request_id: str) -> dict[str, Any]:
@@ -4248,12 +4202,12 @@ def forbidden(message: str, **details: Any) -> ApiError:
 
 
 def clean_text(text: str) -> str:
-    """Text that JSON can carry: what is not UTF-8 becomes the replacement character."""
+    """Text that JSON can carry: for what is not UTF-8 the replacement character."""
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def iso(moment: float | None = None) -> str:
-    """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now); year 9999 for later ones."""
+    """ISO 8601 in UTC of ``moment`` (epoch seconds, default now), to the second, in the year 9999 at the latest."""
     return iso_second(int(time.time() if moment is None else min(max(moment, 0.0), 253_402_300_799.0)))
 
 
@@ -4266,19 +4220,19 @@ log_once = functools.lru_cache(1000)(functools.partial(log.warning, "%s"))
 def one_line(error: BaseException) -> str:
     try:
         return " ".join(str(error).split())[:500]
-    except BaseException as worse:  # the message of somebody's own class of errors
+    except BaseException as worse:  # of somebody's own class of errors
         return f"its message cannot be had ({type(worse).__name__})"
 
 
 class Pool:
-    """The threads of one kind of waiting, so many at a time; what hangs in them holds up no other kind."""
+    """So many threads for one kind of waiting; what hangs in them holds up no other kind."""
 
     def __init__(self, name: str, threads: int, seconds: float) -> None:
         self._name, self._free, self._seconds = name, asyncio.Semaphore(threads), seconds
 
     async def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """What ``function`` returns. Raises what it raises; TimeoutError, and its thread is left to itself."""
-        if asyncio.current_task() is None:  # the first step of a coroutine, whose next ones have a task
+        """What ``function`` returns or raises; TimeoutError, and its thread is left to itself."""
+        if asyncio.current_task() is None:  # the first step of a coroutine, which has a task from the next one on
             await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
 
@@ -4298,12 +4252,12 @@ class Pool:
 
 
 def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
-    """The outcome of ``call`` in a daemon thread, a free one or a new one."""
+    """The outcome of ``call`` in a daemon thread."""
     outcome: Future[T] = Future()
     outcome.set_running_or_notify_cancel()  # who gives it up does not end it
     try:
         inbox = FREE_THREADS.pop()
-    except IndexError:  # a start waits until the thread runs, which may take milliseconds
+    except IndexError:  # to start one takes milliseconds
         inbox = queue.SimpleQueue()
         threading.Thread(target=work_from, args=[inbox], name=name, daemon=True).start()
     inbox.put((call, outcome))
@@ -4311,7 +4265,7 @@ def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
 
 
 def work_from(inbox: queue.SimpleQueue[Any]) -> None:
-    """What a thread does until it has had nothing to do for two seconds."""
+    """Work until there has been nothing to do for two seconds."""
     while True:
         try:
             call, outcome = inbox.get(timeout=2)
@@ -4332,16 +4286,20 @@ FREE_THREADS: collections.deque[queue.SimpleQueue[Any]] = collections.deque()  #
 T = typing.TypeVar("T")
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` in one step, readable by the user alone. Blocks."""
+def write_file(path: Path, content: bytes, *, first: bool = False) -> None:
+    """Replace ``path`` by ``content`` in one step, readable by the user alone; the ``first`` is on the disk afterwards,
+    and raises FileExistsError where it is not the first. Blocks.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-")  # mkstemp makes 0600
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
+            if first:
+                file.flush()
+                os.fsync(handle)
+        (os.link if first else os.replace)(temporary, path)
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ import pluggy
 from msgspec import Meta
 
 from cco_sidecar import (
+    ABSENT,
+    ALONE,
     MB,
     PACKAGE,
     AgentLaunch,
@@ -53,6 +55,7 @@ from cco_sidecar import (
     one_line,
     option_table,
 )  # fmt: skip
+from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._words import did_you_mean
 from cco_sidecar_plugins.agents._reader import Reader
 
@@ -137,6 +140,7 @@ class LoadedPlugin(Plugin):
     the service starts, ``failure`` what went wrong last in one of its hooks.
     """
 
+    problem: str | None = None
     faulty: bool = False
     failures: int = 0
     failure: str | None = None
@@ -172,9 +176,22 @@ class SafeHooks(Hooks):
             log.warning("%s", fault)
         in_use = {plugin.name for plugin in self.loaded if not plugin.problem}
         for name, row in option_table().items() if strict else ():
-            if row.plugin and row.plugin not in in_use and getattr(settings, name) != row.default:
+            reader = getattr(row, "plugin", "")
+            if reader and reader not in in_use and getattr(settings, name) != row.default:
                 off = f": plugins are turned off by {settings.where('no_plugins')}" if settings.no_plugins else ""
-                raise StartError(f"{settings.where(name)}: the plugin {row.plugin}, which reads it, is not loaded{off}")
+                raise StartError(f"{settings.where(name)}: the plugin {reader}, which reads it, is not loaded{off}")
+
+    def told(self, settings: Settings) -> list[str]:
+        """Also who is skipped, and what is missing only where no bundled plugin is in use."""
+        used = [plugin for plugin in self.loaded if plugin.source != "built in" and not plugin.problem]
+        own = [plugin.name for plugin in used if bundled_folder() not in Path(plugin.source).parents]
+        absent = f"turned off by {settings.where('no_plugins')}" if settings.no_plugins else ABSENT
+        return [
+            f"  Plugins:  {', '.join([*own, f'{len(used) - len(own)} bundled'])}",
+            *(f"  Skipped:  {plugin.name} ({plugin.problem})" for plugin in self.loaded if plugin.problem),
+            *([f"  Alone:    {ALONE}: {absent}"] if len(own) == len(used) else []),
+            f"  Token:    {own_command(settings)} token --type python-specialist",
+        ]
 
     def load_folders(self, folders: Iterable[Path], where: str = "--plugins") -> None:
         """Load the plugins in ``folders``, which ``where`` names, and those of entry points."""

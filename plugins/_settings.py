@@ -14,13 +14,17 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Collection, Iterable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from cco_sidecar import (
     CATEGORIES,
     MB,
+    Option,
     Settings,
     StartError,
     flag_of,
@@ -28,7 +32,6 @@ from cco_sidecar import (
     iso,
     log,
     one_line,
-    option,
     option_table,
     read_bool,
     read_choice,
@@ -97,6 +100,17 @@ def read_agent_commands(value: Any) -> dict[str, tuple[str, ...]]:
     if not isinstance(table, dict) or not all(map(is_identifier, table)):
         raise ValueError("must be an object of agent types and commands")
     return {name: read_command(command) for name, command in table.items()}
+
+
+class PluginOption(Option, frozen=True):
+    """An option that only the plugin ``plugin`` reads: without that plugin the start is refused where it is given."""
+
+    plugin: str = ""
+
+
+def option(default: Any, read: Callable[[Any], Any], help: str, metavar: str = "VALUE", plugin: str = "") -> Any:
+    """A field of PluginSettings."""
+    return msgspec.field(default_factory=PluginOption(default, read, help, metavar, plugin))
 
 
 class PluginSettings(Settings, frozen=True, eq=False, kw_only=True):
@@ -271,8 +285,13 @@ class PluginSettings(Settings, frozen=True, eq=False, kw_only=True):
     def command_of(self, agent_type: str) -> tuple[str, ...] | None:
         return self.agent_commands.get(agent_type, self.agent_command)
 
-    def log_formatter(self) -> logging.Formatter:
-        return JsonFormatter() if self.log_format == "json" else super().log_formatter()
+    def log_handler(self) -> logging.Handler:
+        from cco_sidecar_plugins._program import LogLines
+
+        handler = LogLines(sys.stderr)
+        if self.log_format == "json":
+            handler.setFormatter(JsonFormatter())
+        return handler
 
     def may(self, agent_type: str) -> tuple[str, ...]:
         """The beginnings of commands that agents of a type may run unasked."""

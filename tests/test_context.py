@@ -391,7 +391,7 @@ def test_a_machine_without_git_gets_files_where_nothing_excludes_any(
 def test_without_a_manifest_the_language_of_most_files_says_what_a_project_is(
     tmp_path: Path, names: list[str], kind: str
 ) -> None:
-    assert cco_sidecar.project_type(tmp_path, names) == kind
+    assert plugin("_first_files").project_type(tmp_path, names) == cco_sidecar.main_language(tuple(names)) == kind
 
 
 # -- never older than the disk

@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 from conftest import Service, git, plugin, table, until
 
-import cco_sidecar
-
 manifests = plugin("metadata")
 ProjectFiles = plugin("_parsing").ProjectFiles
 MakeService = Callable[..., Service]
@@ -117,7 +115,7 @@ def test_dependencies_come_from_the_manifest(
 ) -> None:
     write(tmp_path, {manifest: content})
     assert manifests.read_dependencies(ProjectFiles(tmp_path)) == expected
-    assert cco_sidecar.project_type(tmp_path, []) == kind
+    assert plugin("_first_files").project_type(tmp_path, []) == kind
 
 
 def test_manifests_that_are_called_as_their_packages_are_read_too(tmp_path: Path) -> None:

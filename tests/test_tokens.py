@@ -454,7 +454,7 @@ def test_no_agent_type_is_named_twice_and_the_plugin_specialists_brings_them_to_
     names = [name for names in cco_sidecar.AGENT_TYPES.values() for name in names.split()]
     assert len([*names, *more]) == len({*names, *more}) >= 100
     assert set(more.values()) <= set(GRANTED) and more["devops-engineer"] == "coding"
-    languages = {*cco_sidecar.LANGUAGES.values(), *cco_sidecar.TYPE_BY_MANIFEST.values()}
+    languages = cco_sidecar.LANGUAGES.values()
     assert not more.keys() & {f"{name}-specialist" for name in languages}  # routing knows those of the module alone
 
 

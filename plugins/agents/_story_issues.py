@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 
-from cco_sidecar import AGENT_GROUPS, ANY_ISSUE, Pool, Records, Sidecar, connect_database, is_identifier
+from cco_sidecar import ANY_ISSUE, FAILED_STATES, Pool, Records, Sidecar, connect_database, is_identifier
 from cco_sidecar_plugins.results._latest import latest_result
 from cco_sidecar_plugins.storage._pages import rows_by_number
 
@@ -131,7 +131,7 @@ def state_of(read: Records, project: str, item: dict[str, Any], last_agent: Any)
         return "waiting"
     if item["working"] or (run and run["state"] == "running"):
         return "working"
-    silent = last_agent and last_agent["state"] in AGENT_GROUPS["failed"]
+    silent = last_agent and last_agent["state"] in FAILED_STATES
     if silent and latest_result(read, project, last_agent["id"])["result_id"] is None:
         return "failed"
     if not result or result["status"] != "success":

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from cco_sidecar import AGENT_GROUPS, READ, AgentState, Endpoint, Identifier, Limit, Route, Since, agent_row, hookimpl
+from cco_sidecar import FAILED_STATES, READ, AgentState, Endpoint, Identifier, Limit, Route, Since, agent_row, hookimpl
 from cco_sidecar_plugins.agents.details import DetailedAgents
 from cco_sidecar_plugins.storage._pages import PartOfId, page
 
@@ -15,6 +15,9 @@ from cco_sidecar_plugins.storage._pages import PartOfId, page
 @hookimpl
 def register_routes() -> list[Route]:
     return [Route("GET", "/api/agents", ListAgents)]
+
+
+GROUPS = {"active": ("starting", "running"), "completed": ("completed",), "failed": FAILED_STATES}
 
 
 class AgentQuery(Struct):
@@ -38,7 +41,7 @@ class ListAgents(Endpoint):
         query, agents = self.query, typing.cast(DetailedAgents, self.sidecar.agents)
         states: list[str] | None = [query.state] if query.state else None
         if query.status:
-            states = [state for state in AGENT_GROUPS[query.status] if query.state in (None, state)]
+            states = [state for state in GROUPS[query.status] if query.state in (None, state)]
         equal = {"state": states, "type": query.agent_type, "issue": query.issue_id}
         read = self.sidecar.storage.read
         found, more = page(read, "agent", read.AGENTS, self.claims.project_id, query, equal, query.id)

@@ -7,7 +7,7 @@ What a repository's own agents or another plugin call by one of these names keep
 
 from collections.abc import Iterable
 
-from cco_sidecar import AGENT_TYPES, AgentTypes, Hooks, Settings, hookimpl
+from cco_sidecar import AGENT_TYPES, AgentTypes, ApiError, Hooks, Settings, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import did_you_mean, nearest
 from cco_sidecar_plugins.agents._agent_types import MORE_TYPES, categories_of
@@ -36,16 +36,17 @@ class NearestTypes(AgentTypes):
 
     def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
         """Plugins are asked again where a type is not known, which blocks: a repository may have a new agent. On the
-        loop only known ones are asked for.
+        loop only known ones are asked for. The type that may have been meant is told: for one word a type that has it
+        as a part, our own before others.
         """
         if agent_type not in self.categories:
             self.categories = AgentTypes(*self._asked).categories | self.categories  # what is known stays as it is
-        return super().category(agent_type, status, people=people)
-
-    def problem(self, agent_type: str) -> str:
-        """With the type that may have been meant: for one word a type that has it as a part, our own before others."""
-        known = self.categories
-        return super().problem(agent_type) + ("" if agent_type in known else nearest_type(agent_type, known))
+        try:
+            return super().category(agent_type, status, people=people)
+        except ApiError as refused:
+            meant = "" if agent_type in self.categories else nearest_type(agent_type, self.categories)
+            problem = refused.message + meant
+            raise ApiError(refused.code, problem, status=refused.status, details=refused.details) from None
 
 
 def nearest_type(agent_type: str, names: Iterable[str]) -> str:

@@ -27,9 +27,9 @@ from cco_sidecar import (
     StartError,
     load_hooks,
     mint_token,
-    own_command,
     settings_from,
 )
+from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import denied, read_sidecar_json
 from cco_sidecar_plugins._hooks import LoadedPlugin
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, read_health
@@ -66,7 +66,7 @@ def in_plain_words(answer: dict[str, Any]) -> str:
     path = details.get("path", "") if isinstance(details, dict) else ""
     if not message.endswith(place := f" - at `$.{path}`"):
         return message
-    general = ERRORS[answer["code"]][2] if answer["code"] in ERRORS else ""
+    general = ERRORS[answer["code"]][1] if answer["code"] in ERRORS else ""
     return f"{path}: {message.removesuffix(place).removeprefix(f'{general}: ')}"
 
 

@@ -40,11 +40,11 @@ from cco_sidecar import (
     load_settings,
     mint_token,
     option_table,
-    own_command,
     read_bool,
     read_option,
     settings_from,
 )
+from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins, contains
 from cco_sidecar_plugins._program import escape_unencodable

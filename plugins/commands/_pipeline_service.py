@@ -31,11 +31,11 @@ from cco_sidecar import (
     flag_of,
     lock_file,
     option_table,
-    own_command,
     prepare_storage_folder,
     settings_from,
     write_file,
 )
+from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._client import NOT_REACHABLE, Client, NotReachable, Refused
 from cco_sidecar_plugins.commands._pipeline_view import View

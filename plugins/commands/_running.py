@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from cco_sidecar import Settings, SidecarInfo, default_storage, own_command, run_git
+from cco_sidecar import Settings, SidecarInfo, default_storage, run_git
+from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._health import ask_health, read_health, url_of_port
 

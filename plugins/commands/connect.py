@@ -35,12 +35,12 @@ from cco_sidecar import (
     hookimpl,
     lock_file,
     one_line,
-    own_command,
     prepare_storage_folder,
     run_git,
     settings_from,
     write_file,
 )
+from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import NO_JSON, explained
 from cco_sidecar_plugins._words import meant
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, MODULAR, hook_settings, opencode_plugin

@@ -50,9 +50,9 @@ from cco_sidecar import (
     StorageError,
     hookimpl,
     option_table,
-    own_command,
     settings_from,
 )
+from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import explained, read_sidecar_json, what_denies
 from cco_sidecar_plugins._settings import PluginSettings, collected_faults
 from cco_sidecar_plugins.agents import launchers

@@ -21,7 +21,8 @@ from typing import Any
 import msgspec
 import psutil
 
-from cco_sidecar import GOOD, READ, REFUSED, Settings, StartError, hookimpl, mint_token, own_command
+from cco_sidecar import GOOD, READ, REFUSED, Settings, StartError, hookimpl, mint_token
+from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._program import reading
 from cco_sidecar_plugins.agents._hook_settings import DIALECTS, PATIENT
 from cco_sidecar_plugins.commands._client import Client, NotReachable, Refused

@@ -38,9 +38,9 @@ from cco_sidecar import (
     is_identifier,
     load_hooks,
     option_table,
-    own_command,
     settings_from,
 )
+from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._program import handling_signals
 from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins.agents.specialists import nearest_type

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterable, Iterator
 
 from cco_sidecar import (
-    KIND_WEIGHTS,
     FileFact,
     RankedFile,
     RankRequest,
@@ -104,13 +103,20 @@ def matches(request: RankRequest, order: Iterable[str]) -> dict[str, list[tuple[
 OWN_KIND = 0.4  # from this weight on a kind is the agents' own
 
 
-INFRASTRUCTURE = {"config": 1.0, "source": 0.4, "docs": 0.3, "test": 0.15, "other": 0.05}
+WEIGHTS = {  # how much a file's kind counts for the agents of a category, and for those who build and run a project
+    "coding": {"source": 1.0, "test": 0.7, "config": 0.2, "docs": 0.1, "other": 0.05},
+    "architect": {"source": 1.0, "docs": 0.6, "config": 0.6, "test": 0.4, "other": 0.05},
+    "qa": {"test": 1.0, "source": 0.7, "config": 0.2, "docs": 0.05, "other": 0.05},
+    "security": {"source": 1.0, "config": 0.7, "test": 0.4, "docs": 0.1, "other": 0.05},
+    "documentation": {"docs": 1.0, "source": 0.6, "config": 0.2, "test": 0.1, "other": 0.05},
+    "support": {"docs": 1.0, "source": 0.8, "config": 0.5, "test": 0.3, "other": 0.05},
+    "infrastructure": {"config": 1.0, "source": 0.4, "docs": 0.3, "test": 0.15, "other": 0.05},
+}
 
 
 def weights_of(request: RankRequest) -> dict[str, float]:
     """How much a file's kind counts for the agent and its task."""
-    reading = reading_of(request.agent_type, request.category)
-    weights = INFRASTRUCTURE if reading == "infrastructure" else KIND_WEIGHTS[reading]
+    weights = WEIGHTS[reading_of(request.agent_type, request.category)]
     return weights | {kind: max(weights[kind], SPOKEN_KIND) for kind in kinds_of_task(request.task)}
 
 

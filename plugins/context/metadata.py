@@ -19,6 +19,7 @@ from typing import Any
 
 from cco_sidecar import MB, ContextRequest, ProjectState, Sections, hookimpl
 from cco_sidecar_plugins._patterns import late_pattern
+from cco_sidecar_plugins.context._first_files import TYPE_BY_MANIFEST
 from cco_sidecar_plugins.context._manifests import (
     go_dependencies,
     go_workspace,
@@ -47,7 +48,7 @@ from cco_sidecar_plugins.context._urls import without_credentials
 
 @hookimpl
 def section_files() -> list[str]:
-    return [".python-version"]
+    return [".python-version", *TYPE_BY_MANIFEST]
 
 
 @hookimpl

@@ -71,7 +71,11 @@ CLIENTS_MOMENTS = {"ResultSubmission.timestamp", "StoredResult.timestamp"}
 
 WORDS = {  # of a type, of a field of a type, of a field or parameter of any type: the most specific counts
     "AgentStatistics": "Agents, counted since the storage was made.",
+    "FileEntry": "A file that a result created, changed or deleted.",
     "PluginList": "The plugins of the service.",
+    "ResultBody": "What an agent did.",
+    "ResultMetrics": "Figures that an agent measured itself.",
+    "SpawnRequest": "Body of POST /api/agents/spawn.",
     "StorageStatistics": "What is stored and cached.",
     "EventStatistics": "Events, counted since the storage was made.",
     "ContextQuery.task": "What is to be done; ranks the files.",
@@ -423,7 +427,7 @@ def refusals_of(endpoint: type[Endpoint]) -> set[int]:
 
 
 def describe_refusal(status: int) -> dict[str, Any]:
-    codes = {code: words for code, (usual, _, words) in ERRORS.items() if usual == status} | MORE_CODES.get(status, {})
+    codes = {code: words for code, (usual, words) in ERRORS.items() if usual == status} | MORE_CODES.get(status, {})
     return {
         "description": "; ".join(f"{words} ({code})" for code, words in codes.items()) or http.client.responses[status],
         "headers": headers_of("X-Request-ID", *OF_TOKENS, *OF_STATUS.get(status, ())),

@@ -6,13 +6,20 @@ It takes the place of the built-in rules, whose proposals it goes through, so th
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import cco_sidecar
 from cco_sidecar import NextAgent, Priority, ResultFact, hookimpl
+from cco_sidecar_plugins.context._first_files import project_type
 
 
 class ReferenceRules(cco_sidecar.ReferenceRules):
-    """The built-in rules; every third failure in a row of a coder is the architect's."""
+    """The built-in rules; every third failure in a row of a coder is the architect's, and manifests say what a project
+    is.
+    """
+
+    def project_type(self, root: Path, names: tuple[str, ...]) -> str:
+        return project_type(root, names)
 
     @hookimpl(tryfirst=True)
     def next_agents(

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from cco_sidecar import Implementation, Records, ResultFact, Results, hookimpl, project_type
+from cco_sidecar import Implementation, Records, ResultFact, Results, hookimpl
 from cco_sidecar_plugins._hooks import SafeHooks
 from cco_sidecar_plugins._turns import Shared
+from cco_sidecar_plugins.context._first_files import project_type
 
 
 @hookimpl
@@ -35,6 +36,9 @@ class ProposingResults(Results):
         self._histories: dict[tuple[str, str], tuple[str, list[ResultFact]]] = {}
         self._asked: tuple[list[Implementation], bool] | None = None  # in this turn of the loop
         self._language = Shared[str](60)  # of the project
+
+    def start(self) -> None:
+        """The project's language is looked at where it is asked for."""
 
     async def prepared(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """A short body is searched at once, and the language is looked at again each minute, once for all results."""

@@ -10,7 +10,8 @@ import sqlite3
 import struct
 from pathlib import Path
 
-from cco_sidecar import LOG_BYTES, MB, StartError, one_line, own_command
+from cco_sidecar import LOG_BYTES, MB, StartError, one_line
+from cco_sidecar_plugins._called import own_command
 
 log = logging.getLogger("cco")
 

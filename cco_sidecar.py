@@ -2214,9 +2214,8 @@ def open_database(path: Path) -> sqlite3.Connection:
 def connect_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Looks whose the database is before it changes the file. Raises as ``open_database``."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
-    pragmas = "pragma_user_version, pragma_application_id"
-    facts = f"select user_version, application_id, (select count(*) from sqlite_master) from {pragmas}"
-    version, owner, tables = database.execute(facts).fetchone()
+    facts = "select user_version, application_id, (select count(*) from sqlite_master)"
+    version, owner, tables = database.execute(f"{facts} from pragma_user_version, pragma_application_id").fetchone()
     if version > SCHEMA_VERSION or (owner != APPLICATION_ID and any((version, owner, tables))):
         raise sqlite3.DatabaseError("a newer version of this program made it, or another program")
     database.row_factory = sqlite3.Row

@@ -3228,7 +3228,7 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
     return content.decode("utf-8", "replace"), facts, cut
 
 
-@functools.lru_cache(100_000)
+@functools.lru_cache(400_000)
 def is_secret(path: str) -> bool:
     """Whether a file may hold credentials: data or of an unknown kind, with a path that suggests it."""
     return language_of(path) in MAY_HOLD_SECRETS and re.search(SECRET_FILE, f"/{path.lower()}") is not None
@@ -3915,13 +3915,13 @@ def main_language(names: tuple[str, ...]) -> str:
 # -- languages and kinds of files
 
 
-@functools.lru_cache(100_000)
+@functools.lru_cache(400_000)
 def language_of(path: str) -> str:
     name = re.sub(r"\.(erb|eex|heex|tmpl|tpl|j2|in)$", "", path.rpartition("/")[2].lower())  # show.html.erb is HTML
     return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
 
 
-@functools.lru_cache(100_000)
+@functools.lru_cache(400_000)
 def kind_of(path: str) -> str:
     """source, test, docs, config or other (vendored and minified files too), by the path alone."""
     path, language = path.lower(), language_of(path)

@@ -913,6 +913,22 @@ def test_the_digest_of_a_state_is_the_same_for_the_same_state_alone(readers: tup
 
 
 @pytest.mark.parametrize(
+    "judge",
+    [
+        cco_sidecar.language_of, cco_sidecar.kind_of, cco_sidecar.is_secret, plugin("_kinds").kind_of,
+        plugin("_withheld").is_secret,
+    ],
+)  # fmt: skip
+def test_what_the_paths_of_a_large_project_say_is_found_out_once(judge: Any) -> None:
+    judge.cache_clear()
+    for _ in range(2):  # in order, as contexts do
+        for number in range(150_000):
+            judge(f"src/module{number}.py")
+    assert judge.cache_info().misses == 150_000
+    judge.cache_clear()
+
+
+@pytest.mark.parametrize(
     ("moment", "young"),
     [
         (-1_000_000_123, False),

@@ -12,7 +12,7 @@ from cco_sidecar import DATA, PROSE, language_of
 from cco_sidecar_plugins._patterns import late_pattern
 
 
-@functools.lru_cache(100_000)
+@functools.lru_cache(400_000)  # more than a project has files: as all are gone through in order, less never hits
 def kind_of(path: str) -> str:
     """source, test, docs, config or other (vendored, locked and minified files too), by a file's path alone."""
     folders, name = telling_folders(path), path.rpartition("/")[2].lower()

@@ -46,7 +46,7 @@ def may_tell_own(file: FileFact) -> bool:
     return file.size > LARGE or file.path == "pyproject.toml"
 
 
-@functools.lru_cache(100_000)
+@functools.lru_cache(400_000)
 def is_secret(path: str) -> bool:
     """Whether a file is of a kind that holds credentials, by its path alone.
 

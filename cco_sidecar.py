@@ -3045,7 +3045,7 @@ class ProjectState(Struct, frozen=True):
 
 
 class GitContext(Struct):
-    """The state of the repository; null and empty where there is none."""
+    """Null and empty where there is no repository."""
 
     branch: str | None
     recent_commits: list[Commit]
@@ -3116,7 +3116,7 @@ def run_git(folder: Path | str, *arguments: str, **named: Any) -> bytes | None:
 
 
 def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None, listed: bytes = b"") -> bytes:
-    """The output of git, which runs nothing the repository names. Raises GitError. Blocks."""
+    """The output of git, which runs nothing the repository names; ``listed``: of LIST_SETTINGS. Raises GitError."""
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     environ = {name: value for name, value in os.environ.items() if not GIT_ELSEWHERE.match(name)}
     environ |= GIT_ENVIRONMENT | (env or {})
@@ -3166,7 +3166,7 @@ class GitError(OSError):
     output = b""  # what it had printed by then
 
 
-LIST_SETTINGS = ("config", "--list", "--show-scope", "--name-only", "-z")  # whose output a caller may know: ``listed``
+LIST_SETTINGS = ("config", "--list", "--show-scope", "--name-only", "-z")
 # In the command that git asks its user for, the whole path is needed.
 MACHINE_PATH = re.compile(r"(safe\.directory .*)|(?:[A-Za-z]:)?(?<![\w.])[\\/](?:[^'\"\n]*[\\/])?([^\s'\"\\/]+)")
 HARMLESS_GIT = (  # what a repository's own configuration could have git run, and what would change its output
@@ -3633,7 +3633,7 @@ class Launcher:
         )  # fmt: skip
 
     def may_set(self, variable: str) -> bool:
-        """Whether a request may set it, which is given in capitals: here, what steers no program."""
+        """Whether a request may set it, in capitals: here, what steers no program."""
         own = r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
         return re.fullmatch(own, variable) is not None
 
@@ -3792,6 +3792,7 @@ class AgentLaunch(Struct, frozen=True, kw_only=True):
     context_file: str
     agent_folder: str
     prompt: str
+    brief_file: str = ""  # by a plugin
     configured: tuple[str, ...] | None = None  # its type's command by the settings
 
 

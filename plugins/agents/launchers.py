@@ -454,7 +454,7 @@ def words_amiss(command: Sequence[str]) -> Iterator[str]:
             yield f"{braced} is no placeholder and stays as it is{did_you_mean(braced, PLACEHOLDERS)}"
 
 
-PLACEHOLDERS = [f"{{{name}}}" for name in (*AgentLaunch.__struct_fields__, "brief_file") if name != "configured"]
+PLACEHOLDERS = [f"{{{name}}}" for name in AgentLaunch.__struct_fields__ if name != "configured"]
 
 
 @hookimpl

@@ -221,12 +221,6 @@ class BriefContexts(Contexts):
         return brief, brief
 
 
-class BriefLaunch(AgentLaunch, frozen=True, kw_only=True):
-    """An agent that is to be started; ``{brief_file}`` is a placeholder too."""
-
-    brief_file: str
-
-
 class BriefLauncher(ReadingLauncher):
     """Gives an agent a brief beside its context, and that with one value a line, within its limit."""
 
@@ -255,8 +249,8 @@ class BriefLauncher(ReadingLauncher):
         return files | {"context.json": text}
 
     def launch(self, running: Running, files: Collection[str]) -> AgentLaunch:
-        brief_file = str(running.folder / BRIEF) if BRIEF in files else ""
-        return BriefLaunch(**msgspec.structs.asdict(super().launch(running, files)), brief_file=brief_file)
+        launch = super().launch(running, files)
+        return msgspec.structs.replace(launch, brief_file=str(running.folder / BRIEF)) if BRIEF in files else launch
 
     async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
         command = await super().command(running, files, asked)

@@ -4287,10 +4287,8 @@ T = typing.TypeVar("T")
 
 
 def write_file(path: Path, content: bytes, *, first: bool = False) -> None:
-    """Replace ``path`` by ``content`` in one step, readable by the user alone; the ``first`` is on the disk afterwards,
-    and raises FileExistsError where it is not the first. Blocks.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-")  # mkstemp makes 0600
+    """Replace ``path`` by ``content`` in one step, for the user alone; ``first`` syncs and replaces nothing. Blocks."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -4298,6 +4296,9 @@ def write_file(path: Path, content: bytes, *, first: bool = False) -> None:
                 file.flush()
                 os.fsync(handle)
         (os.link if first else os.replace)(temporary, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         Path(temporary).unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import gc
 import http.client
@@ -302,8 +303,28 @@ def test_a_storage_into_which_nothing_can_be_written_is_no_fault_of_the_output(t
         ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *words], capture_output=True, text=True, timeout=60,
         env=clean_environment(PYTHONDONTWRITEBYTECODE="1"), cwd=tmp_path,
     )  # fmt: skip
-    told = f"cco: the storage {tmp_path / 'state'} cannot be used: File too large\n"
+    told = f"cco: [Errno {errno.EFBIG}] File too large: '{tmp_path / 'state/jwt.secret'}'\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", told)
+
+
+@pytest.mark.parametrize("program", ["claude", "codex", "gemini"])
+def test_a_file_that_cannot_be_written_is_named_and_is_no_fault_of_the_output(
+    tmp_path: Path, repository: Path, program: str
+) -> None:
+    words = [sys.executable, str(MODULE), "connect", program, "--write", "--storage", str(tmp_path / "state")]
+    ended = subprocess.run(
+        ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *words], capture_output=True, text=True, timeout=60,
+        env=clean_environment(PYTHONDONTWRITEBYTECODE="1", HOME=str(tmp_path)), cwd=repository,
+    )  # fmt: skip
+    told = f"cco: [Errno {errno.EFBIG}] File too large: '{tmp_path / 'state/connections.json'}'\n"
+    assert (ended.returncode, ended.stderr) == (1, told) and not list(tmp_path.glob("state/.*"))
+
+
+def test_what_has_a_files_name_is_named_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError) as refused:
+        cco_sidecar.write_file(tmp_path / "taken", b"x")
+    assert refused.value.filename == str(tmp_path / "taken") and os.listdir(tmp_path) == ["taken"]
 
 
 # -- files that are gone

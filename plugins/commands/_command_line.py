@@ -29,7 +29,6 @@ from cco_sidecar import (
     GOOD,
     NAME_IN_WORDS,
     PERMISSIONS,
-    REFUSED,
     Settings,
     StartError,
     command_serve,
@@ -96,8 +95,7 @@ def check_options(options: argparse.Namespace, command: str, row: Command | None
 def serve(options: argparse.Namespace) -> int:
     """Serve; where the port is taken, say by whom."""
     try:
-        with storing(options):
-            return command_serve(options)
+        return command_serve(options)
     except StartError as error:
         if not isinstance(error.__cause__, OSError):
             raise
@@ -122,7 +120,7 @@ def token(options: argparse.Namespace) -> int:
     if read_sidecar_json(settings.storage) is None and (nearby := running_nearby(settings)):
         complain(f"the token is for {settings.root}, for which no service runs; {nearby}")
     facts = {"issue_id": options.issue, "ttl": ttl, "bound": options.agent_id is not None}
-    mint = storing(options)(functools.partial(mint_token, settings, options.type, options.agent_id, **facts))
+    mint = functools.partial(mint_token, settings, options.type, options.agent_id, **facts)
     if permissions is not None:
         own = jwt.decode(mint(), options={"verify_signature": False})["permissions"]
         for name in permissions:
@@ -130,20 +128,6 @@ def token(options: argparse.Namespace) -> int:
                 raise StartError(f"--permissions: {options.type} has no {name}, only {', '.join(own)}")
     print(mint(permissions=permissions))
     return GOOD
-
-
-@contextlib.contextmanager
-def storing(options: argparse.Namespace) -> Iterator[None]:
-    """While the storage is written and output is not. Raises StartError: the system's errors of writing name no file,
-    and would be taken for those of output.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.filename:
-            raise
-        folder = settings_from(options).storage
-        raise StartError(f"the storage {folder} cannot be used: {error.strerror or error}", REFUSED) from None
 
 
 def with_running_type(settings: Settings, options: argparse.Namespace) -> Settings:

@@ -1098,9 +1098,8 @@ class Handler(tornado.web.RequestHandler):
     def answer_early(self, error: ApiError) -> None:
         """Refuse a request whose body has not ended. Tornado closes the connection behind the answer."""
         self.upload.clear()
-        content = self.error_content(error)
         self.set_header("Connection", "close")
-        self.finish(content)
+        self.finish(self.error_content(error))
 
     # -- the answer
 
@@ -1209,7 +1208,7 @@ class Endpoint(Handler):
         stated = request.headers.get("Content-Length", "")[:18]  # Tornado refuses later what is no number
         length = math.inf if "Transfer-Encoding" in request.headers else int(stated) if stated.isdecimal() else 0
         try:
-            check_access(request, self.application.hosts, sidecar.settings.cors_origin)
+            self.check_access()
             if len(request.uri or "") > self.max_line:
                 raise ApiError("REQ_004", f"The request line may have {self.max_line} bytes at most", status=414)
             if self.max_body < length < math.inf:
@@ -1226,6 +1225,14 @@ class Endpoint(Handler):
             self.error = error
             if length > MB:
                 self.answer_early(error)
+
+    def check_access(self) -> None:
+        """DNS rebinding and hostile web pages end here. Raises REQ_007."""
+        if not host_allowed(self.request.host, self.application.hosts):
+            raise ApiError("REQ_007", "The Host header names neither this machine's loopback nor a configured host")
+        origin = self.request.headers.get("Origin")
+        if origin is not None and not origin_allowed(origin, self.sidecar.settings.cors_origin):
+            raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
 
     async def _serve(self, *path: str) -> None:
         connection = self.request.connection
@@ -1392,15 +1399,6 @@ class UnknownRoute(Endpoint):
 
     def allowed_methods(self) -> set[str]:
         return set().union(*(row.methods for row, _ in self.application.served if row.matched(self.request.path)))
-
-
-def check_access(request: tornado.httputil.HTTPServerRequest, hosts: frozenset[str], origins: tuple[str, ...]) -> None:
-    """DNS rebinding and hostile web pages end here. Raises REQ_007."""
-    if not host_allowed(request.host, hosts):
-        raise ApiError("REQ_007", "The Host header names neither this machine's loopback nor a configured host")
-    origin = request.headers.get("Origin")
-    if origin is not None and not origin_allowed(origin, origins):
-        raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")
 
 
 def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:

@@ -1070,18 +1070,18 @@ class Handler(tornado.web.RequestHandler):
     content_type = "application/json"
     acted_on: dict[str, str] | None = None  # ids that it is about, beside those of path, body and answer
 
-    STALL_SECONDS = 60.0  # how long an answer may wait for a client that does not read
+    STALL_SECONDS = 60.0  # for a client that does not read
 
     application: Application
     sidecar: Sidecar
     path_names: tuple[str, ...]
     query: Any
     error: ApiError | None = None  # why the request is refused
-    parked = 0.0  # seconds that a long poll waited: not the service's own time
+    parked = 0.0  # seconds that a long poll waited
     _accounted = False
 
     def initialize(self) -> None:
-        del self.ui  # template helpers: half a kilobyte that a parked poll need not hold
+        del self.ui  # template helpers: half a kilobyte of a parked poll
         self.request_id = f"req-{random.getrandbits(128):032x}"
         self.claims = NOBODY
         self.allowance: Mapping[str, str] = {}  # headers
@@ -1120,7 +1120,7 @@ class Handler(tornado.web.RequestHandler):
             await asyncio.wait({written}, timeout=self.STALL_SECONDS)
         if not written.done() or written.cancelled() or written.exception():
             self.close()
-            raise tornado.iostream.StreamClosedError  # raising the future's own would keep the answer in a cycle
+            raise tornado.iostream.StreamClosedError  # the future's own would keep the answer in a cycle
 
     def close(self) -> None:
         """Give up the answer, and with HTTP/1.1 the connection."""
@@ -1197,7 +1197,7 @@ class Endpoint(Handler):
     max_line = MAX_LINE
     invalid = "REQ_001"  # the code of a body that does not validate
     aside = False  # sent by an agent's program unasked: not limited
-    ANSWER_SECONDS: float | None = 150.0  # the last limit for all that an answer waits for
+    ANSWER_SECONDS: float | None = 150.0  # for all that an answer waits for
 
     respond: Callable[..., Awaitable[Any]]
     given: dict[str, Any] | None = None  # the body, once it was checked
@@ -1255,7 +1255,7 @@ class Endpoint(Handler):
     get = head = post = put = patch = delete = options = _serve
 
     async def _answer(self, path: tuple[str, ...]) -> None:
-        """Apart from ``_serve``, so that an answer that is refused is not kept while its refusal is sent."""
+        """Apart from ``_serve``, so that no refused answer is kept while its refusal is sent."""
         self._read_path_and_query(path)
         async with asyncio.timeout(self.ANSWER_SECONDS) if self.ANSWER_SECONDS else contextlib.nullcontext():
             self.sidecar.tokens.check_revoked(self.claims.sub)  # while the body came
@@ -1312,7 +1312,7 @@ class Endpoint(Handler):
             self.sidecar.tokens.check_issue(self.claims, issue_id)
 
     async def send(self, content: bytes) -> None:
-        """The whole answer. Raises StreamClosedError where nobody is left to read it."""
+        """Raises StreamClosedError where nobody is left to read the answer."""
         if self.hang_up.happened:
             raise tornado.iostream.StreamClosedError
         if content:

@@ -2898,8 +2898,8 @@ class Contexts:
     def fit(self, request: ContextRequest, sections: Sections, max_bytes: int) -> bool:
         """Cut ``sections``, in place, to ``max_bytes`` of JSON; whether something went. Raises CTX_002.
 
-        The least relevant files go first, and the one that fits in part ends at a line's end. Of what is too large
-        without files the oldest outputs go, then half of each list again and again, the structure's last.
+        The least relevant files go first, and the one that fits in part ends at a line's end. Then the oldest outputs
+        go, then half of each list again and again, the structure's last.
         """
         files, sections["relevant_files"] = sections["relevant_files"], []
         git, structure, cut = sections["git_context"], sections["project_structure"], False
@@ -2978,7 +2978,7 @@ class Project:
 
     def __init__(self, root: Path, scratch: Path) -> None:
         self._root, self._scratch = root, scratch
-        self.also: Sequence[str] = ()  # files that plugins' sections are made from although git may ignore them
+        self.also: Sequence[str] = ()  # files that plugins read although git may ignore them
         self._looks = Pool("look", 2, 120)
 
     async def state(self) -> ProjectState:
@@ -3074,9 +3074,11 @@ def read_changes(root: Path, codes: dict[str, str]) -> list[Change]:
     shape = ("--numstat", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".")
     rows = (row.split("\t", 2) for row in split_z(run_git(root, "diff", *shape)))
     counts = {name: f"+{plus} -{minus}" for plus, minus, name in rows if plus != "-" and codes.get(name) != "??"}
-    words: dict[str, Any] = {"?": "untracked", "D": "deleted", "A": "added"}
-    statuses = {name: [word for letter, word in words.items() if letter in code] for name, code in codes.items()}
-    return [Change(clean_text(name), (*found, "modified")[0], counts.get(name)) for name, found in statuses.items()]
+
+    def status(code: str) -> Any:
+        return "untracked" if "?" in code else "deleted" if "D" in code else "added" if "A" in code else "modified"
+
+    return [Change(clean_text(name), status(code), counts.get(name)) for name, code in codes.items()]
 
 
 def read_commits(root: Path) -> Iterator[Commit]:
@@ -3368,7 +3370,7 @@ class RankedFile(Struct, frozen=True, gc=False):
 
 
 class FileFact(Struct, frozen=True, gc=False):
-    """A file of the project: relative path with slashes, bytes, and mtime in nanoseconds."""
+    """A file: relative path with slashes, bytes, and mtime in nanoseconds."""
 
     path: str
     size: int
@@ -3381,7 +3383,7 @@ class FileFact(Struct, frozen=True, gc=False):
 class Agents:
     """Spawns, watches, adopts and ends agents.
 
-    An agent's states, each of which is on disk before what comes of it goes on::
+    An agent's states, each on disk before what comes of it goes on::
 
         starting -> running -> completed | failed   it ended by itself, with exit code 0 or another
             |          |-----> killed | timeout     it was ended, by an order or by its time limit
@@ -3433,7 +3435,7 @@ class Agents:
         }  # fmt: skip
 
     async def begin_watch(self, running: Running) -> None:
-        """Write down that an agent is running, and watch it."""
+        """Note that an agent is running, and watch it."""
         running.row["state"] = "running"
         id, pid, birth = (running.row[name] for name in ("id", "pid", "birth"))
 
@@ -3473,7 +3475,7 @@ class Agents:
         while True:
             try:
                 return await step(running)
-            except Exception as error:  # a boundary: the disk may come back, and nobody else watches the agent
+            except Exception as error:  # a boundary: nobody else watches the agent
                 problem = f"{step.__name__.strip('_')} is tried again: {type(error).__name__}: {one_line(error)}"
                 expected = isinstance(error, (StorageError, OSError))
                 log_once(f"agent {running.row['id']}: {problem}", exc_info=not expected)
@@ -3536,7 +3538,7 @@ class Agents:
         """Wait for those that are ending, and leave the others to the next start."""
         for running in self.active.values():
             running.grace = min(running.grace, 2.0)
-        deadline = time.monotonic() + 10.0  # with many agents each look for their processes takes seconds
+        deadline = time.monotonic() + 10.0  # a look at very many processes takes seconds
         while any(running.ending.is_set() for running in self.active.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         tasks = [running.task for running in self.active.values() if running.task]
@@ -3579,7 +3581,7 @@ def agent_statistics(read: Records, project: str) -> dict[str, Any]:
 
 
 def agent_facts(row: dict[str, Any]) -> dict[str, Any]:
-    """What answers about an agent and the events of its end have in common."""
+    """What answers about an agent and events of its end share."""
     return {
         "agent_id": row["id"], "agent_type": row["type"], "issue_id": row["issue"], "started_at": iso(row["started"]),
         "ended_at": row["ended"] and iso(row["ended"]),
@@ -3616,7 +3618,7 @@ class Launcher:
         return self.tokens.mint(row["id"], row["type"], ttl=ttl or int(row["time_limit"]) + 60, **granted)
 
     async def files(self, running: Running, body: dict[str, Any]) -> dict[str, bytes]:
-        """The files that an agent is to read, by name. Raises as ``Contexts.get``."""
+        """What an agent is to read, by name. Raises as ``Contexts.get``."""
         query = ContextQuery(task=body.get("task", ""), max_tokens=body.get("context_tokens") or 50_000)
         content, _ = await self.contexts.get(body["issue_id"], body["agent_type"], query)
         return {"context.json": content}
@@ -3668,8 +3670,8 @@ class Launcher:
 class Processes:
     """Starts, adopts and ends agents' processes, which outlive a crash of the service; their exit codes do not.
 
-    Each agent leads a session of its own. Its processes are those of the session while its first one lives, those whose
-    environment names its token file, and their descendants.
+    An agent's are those of its session while the first one lives, those whose environment names its token file, and
+    their descendants.
     """
 
     LOOK = 0.1  # seconds between two looks at a running agent
@@ -3739,7 +3741,7 @@ class Processes:
 
 @dataclasses.dataclass(eq=False)
 class Running:
-    """An agent that has not ended: its row, and what is known of its first process."""
+    """An agent that has not ended, and what is known of its first process."""
 
     row: dict[str, Any]
     folder: Path

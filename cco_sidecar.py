@@ -3094,7 +3094,7 @@ def read_commits(root: Path) -> Iterator[Commit]:
 
 
 def walk_files(root: Path) -> Iterator[str]:
-    """The files of a folder that is no repository, without those of hidden folders."""
+    """The files of a folder without git, but for those of hidden folders."""
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name[0] != "."]
         yield from (Path(place, name).relative_to(root).as_posix() for name in names)
@@ -3107,7 +3107,7 @@ def without_credentials(url: str) -> str:
 
 
 def run_git(folder: Path | str, *arguments: str, **named: Any) -> bytes | None:
-    """The output of git as ``ask_git`` gives it, None where it fails. Blocks."""
+    """As ``ask_git``; None where it fails. Blocks."""
     try:
         return ask_git(folder, *arguments, **named)
     except OSError as error:
@@ -3500,13 +3500,12 @@ class Agents:
         row["ended"] = running.ended = min(max(running.ended or now, row["started"]), now)
         self.tokens.revoked.add(row["id"])
         await self.judge(running)
-        told = self.last_word(row)
+        told = {"publisher": row["id"], "topic": "coordination", "data": self.last_word(row)}
         names = ["agent_exited", "agent_failed"][: 2 if row["state"] in FAILED_STATES else 1]
-        submission = {"publisher": row["id"], "topic": "coordination", "data": told}
-        events = [new_event(row["project"], name, submission) for name in names]
+        events = [new_event(row["project"], name, told) for name in names]
         await self.storage.write(functools.partial(end_agent, row, events))
         self.active.pop(row["id"], None)
-        self.hooks.tell("agent_ended", agent=told)
+        self.hooks.tell("agent_ended", agent=told["data"])
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], row["exit_code"])
 
     async def judge(self, running: Running) -> None:
@@ -3674,7 +3673,7 @@ class Processes:
     their descendants.
     """
 
-    LOOK = 0.1  # seconds between two looks at a running agent
+    LOOK = 0.1  # seconds between two looks
     OUTPUT = "output.log"
 
     def __init__(self, settings: Settings) -> None:

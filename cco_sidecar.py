@@ -160,7 +160,7 @@ def read_choice(*choices: str) -> Callable[[Any], str]:
 
 
 def read_list(value: Any) -> tuple[str, ...]:
-    """Texts separated by commas; a TOML list or a repeated flag is a list of such texts."""
+    """Texts separated by commas; a TOML list or a repeated flag is a list of these."""
     parts = value if isinstance(value, (list, tuple)) else [value]
     if not all(isinstance(part, str) and part.strip(", ") for part in parts):
         raise ValueError("must be a list of texts that are not empty")
@@ -211,9 +211,7 @@ def option(default: Any, read: Callable[[Any], Any], help: str, metavar: str = "
 
 
 class Settings(Struct, frozen=True, eq=False, kw_only=True, weakref=True):
-    """Every option: flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the default here.
-    plugins/_settings.py adds more, and settings files.
-    """
+    """Every option: flag ``--max-agents``, else variable ``CCO_SIDECAR_MAX_AGENTS``, else the default here."""
 
     root: Path = option(None, read_path, "repository to serve (default: this folder's git top level)", "DIR")
     project: str = option(None, read_project, "project id (default: the root folder's name as a slug)", "ID")
@@ -248,9 +246,7 @@ class Settings(Struct, frozen=True, eq=False, kw_only=True, weakref=True):
 
     @classmethod
     def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
-        """By option (where it is set, value, folder of relative paths), from settings files. Alone none is read.
-        Raises StartError where there is one.
-        """
+        """By option (where it is set, value, folder of relative paths), from settings files. Alone one is an error."""
         for name, mark in {"cco.toml": "", "pyproject.toml": r"^[\[ \t]*+tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
             file = root / name
             if file.is_file() and re.search(mark, file.read_text("utf-8-sig", "replace"), re.MULTILINE):
@@ -327,9 +323,7 @@ def default_storage(root: Path, project: str) -> Path:
 
 
 class Category(Struct, frozen=True):
-    """What one category of agent types may do. ``people`` are no agents: none is spawned, proposed or has results, but
-    agents that they spawn may store results.
-    """
+    """What one category of agent types may do. ``people`` are no agents, but those that they spawn store results."""
 
     permissions: tuple[str, ...]
     per_minute: int | None
@@ -491,8 +485,7 @@ PACKAGE = "cco_sidecar_plugins"
 class Asks:
     """Hooks by which anybody's code gives a value, in a worker thread. None is no answer; where one is wanted, the
     first wins. An implementation may take fewer arguments. Who raises, or returns what JSON cannot say or has another
-    type, is logged and passed over; with plugins/_hooks.py so is who takes over five seconds.
-    plugins/examples/_every_hook.py has the smallest useful one of each hook.
+    type, is logged and passed over. plugins/examples/_every_hook.py has the smallest useful one of each hook.
     """
 
     def register_agent_types(self, settings: Settings) -> dict[Identifier, CategoryName]:
@@ -529,9 +522,7 @@ class Asks:
 
 
 class Tells:
-    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. With
-    plugins/_hooks.py the service waits for one for five seconds at most, and logs what a slow one misses.
-    """
+    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own."""
 
     def result_stored(self, result: dict[str, Any]) -> None:
         """A result was stored: the body as it was posted, with its ``id`` and ``stored_at``."""
@@ -550,7 +541,7 @@ class Tells:
 
 
 class Parts:
-    """The hook by which a trusted plugin does one part of the work in the core's place."""
+    """The hook by which a trusted plugin does one part of the work."""
 
     def part_class(self, settings: Settings, base: type) -> type | None:
         """A class derived from ``base``, or None where you leave that part as it is: asked at the start, before there
@@ -571,7 +562,7 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
 
 class Hooks:
     """The loaded plugins, called one by one: who fails is logged and passed over, who cannot be loaded ends the start.
-    plugins/_hooks.py keeps them apart by threads and times, and passes over the latter too.
+    plugins/_hooks.py gives each five seconds, logs what slow observers miss, and passes over what cannot be loaded.
     """
 
     MANAGER = pluggy.PluginManager
@@ -584,11 +575,11 @@ class Hooks:
         self._untold: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._teller: Future[None] | None = None
         self.pool = Pool("asks", 16, 5)  # for those who ask on the loop
-        self.loaded: list[Any] = []  # of Plugin, or what is derived from it
+        self.loaded: list[Any] = []  # of Plugin
         for plugin in built_in:
             name = f"built-in:{type(plugin).__name__}"
             self.loaded.append(Plugin(name, "built in", self.register(plugin, name)))
-        self._trusted = {plugin.name for plugin in self.loaded}  # whose errors are ours, and pass through
+        self._trusted = {plugin.name for plugin in self.loaded}  # whose errors pass through
 
     def load(self, settings: Settings, strict: bool) -> None:
         folders = (sorted(path.glob("[!_.]*.py")) if path.is_dir() else [path] for path in settings.plugins)
@@ -641,7 +632,7 @@ class Hooks:
         return next((answer for _, answer in self.ask(hook, **facts)), None)
 
     def refusal(self, **facts: Any) -> str | None:
-        """Why a permission policy refuses, None where all agree. Blocks. Fails closed."""
+        """Why a permission policy refuses or fails, None where all agree. Blocks."""
         for row in self.implementations["permission_policy"]:
             verdict = self.ask_one(row, f"the policy {row.plugin} could not decide; the service logged why", **facts)
             if verdict not in (None, True):
@@ -649,7 +640,7 @@ class Hooks:
         return None
 
     def ask_one(self, row: Implementation, otherwise: Any = None, /, **facts: Any) -> Any:
-        """One implementation's answer, ``otherwise`` where it fails. Blocks."""
+        """Its answer, ``otherwise`` where it fails. Blocks."""
         if row.plugin in self._trusted:
             return row.call(facts)
         try:
@@ -687,7 +678,7 @@ class Hooks:
             list(self.ask(hook, **facts))
 
     def part(self, base: type[T], settings: Settings) -> type[T]:
-        """``base``, or what plugins, one by one, derive from it. Raises StartError."""
+        """``base``, or what plugins derive from it. Raises StartError."""
         for row in reversed(self.implementations["part_class"]):
             made = self.ask_one(row, base, settings=settings, base=base) or base
             if isinstance(made, type) and issubclass(made, base):
@@ -698,7 +689,7 @@ class Hooks:
 
 
 class IssueNotFound(Exception):
-    """What the hook ``resolve_issue`` (plugins/_hooks.py) raises where there is no such issue."""
+    """The hook ``resolve_issue`` raises it where there is no such issue."""
 
 
 class Plugin(Struct):
@@ -733,7 +724,7 @@ def bundled_class(base: type[T], file: str, name: str) -> type[T]:
 
 @functools.cache
 def bundled_folder() -> Path | None:
-    """``plugins`` beside the module, else the installed copy, None where the file stands alone."""
+    """``plugins`` beside the module, else the installed copy, None where there is none."""
     beside = Path(__file__).resolve().parent / "plugins"
     if beside.is_dir():
         return beside
@@ -765,8 +756,8 @@ def import_file(file: Path) -> types.ModuleType:
 class Sidecar:
     """One running service: ``async with Sidecar(settings, hooks) as sidecar`` listens until the block ends.
 
-    Its start raises StartError. Its stop answers every waiting poll first, then gives requests 3 s, agents that were
-    ordered to end 10 s, and plugins the time that their hooks have.
+    Its start raises StartError. Its stop answers every waiting poll, then gives requests 3 s, agents that were ordered
+    to end 10 s, and plugins the time of their hooks.
     """
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
@@ -1629,7 +1620,7 @@ class Tokens:
         self, subject: str, agent_type: str, *, ttl: int | None = None, permissions: Sequence[str] | None = None,
         issue_id: str | None = None, bound: bool = False,
     ) -> str:  # fmt: skip
-        """``permissions`` can only narrow what the type's category has."""
+        """``permissions`` only narrow what the type's category has."""
         allowed = CATEGORIES[self._agent_types.category(agent_type, people=True)].permissions
         now = int(time.time())
         claims: dict[str, Any] = {
@@ -1661,8 +1652,8 @@ class Tokens:
         return self.decode(token, self._secret, "HS256", Claims)
 
     def decode(self, token: str, key: Any, algorithm: str, kind: type[Claims]) -> Claims:
-        """The claims of a token, perhaps expired, that ``key`` signed, with at most the permissions of its category.
-        Raises AUTH_001.
+        """The claims of a token, perhaps expired, that ``key`` signed, with those permissions that its type has. Raises
+        AUTH_001.
         """
         options: Any = {"verify_exp": False, "verify_aud": False}
         try:  # another clock may be ahead of ours
@@ -1688,8 +1679,8 @@ class Tokens:
             raise forbidden(f"This token is for issue {claims.issue_id} only", issue_id=claims.issue_id)
 
     def check_event_type(self, claims: Claims, event_type: str) -> None:
-        """The service's own are refused, but agent_completed, as in the reference's example, of tokens that could cause
-        it by storing any agent's result.
+        """The service's own are refused; agent_completed is left, as in the reference's example, to tokens that could
+        cause it by a result.
         """
         speaks_for_all = not claims.bound and claims.issue_id is None and WRITE in claims.permissions
         if event_type in OWN_EVENTS and not (event_type == "agent_completed" and speaks_for_all):
@@ -1769,7 +1760,7 @@ class RateLimits:
 
 
 class AgentTypes:
-    """Every agent type with its category: the built-in table, and what plugins add."""
+    """Every agent type with its category."""
 
     def __init__(self, hooks: Hooks, settings: Settings) -> None:
         """Blocks."""
@@ -1778,7 +1769,7 @@ class AgentTypes:
             self.categories |= table
 
     async def find(self, agent_type: str, status: int = 400) -> str:
-        """As ``category``; a plugin may look for a type that is not known."""
+        """As ``category``; a plugin may look for an unknown type."""
         return self.category(agent_type, status)
 
     def category(self, agent_type: str, status: int = 400, *, people: bool = False) -> str:
@@ -3839,9 +3830,10 @@ class ReferenceRules:
 
     @hookimpl(trylast=True)
     def rank_files(self, request: RankRequest) -> list[RankedFile]:
-        """By the task's words in a file's path and text, the rare ones more, and by the agent's kinds of file."""
+        """By the task's words in path and text, the rare ones more, and by the agent's kind of file."""
         of_kind = KIND_WEIGHTS | {OWN_KINDS.get(request.category, "source"): 1.0}
-        weights = {file.path: of_kind[kind_of(file.path)] for file in request.files}
+        newest_first = sorted(request.files, key=lambda file: -file.mtime_ns)
+        weights = {file.path: of_kind[kind_of(file.path)] for file in newest_first}
         words = dict.fromkeys(re.findall(r"[^\W_]{2,}", request.task.lower()))
         holding: dict[str, set[str]] = {}
         large = [f":(exclude,literal){file.path}" for file in request.files if file.size > self.SEARCHED_BYTES]
@@ -3856,17 +3848,17 @@ class ReferenceRules:
         holding["uncommitted change"] = set(request.changed)
         shares = {why: math.log(1 + len(weights) / len(paths)) for why, paths in holding.items() if paths}
         ranked = []
-        for path in (file.path for file in sorted(request.files, key=lambda file: -file.mtime_ns)):
+        for path, weight in weights.items():
             why = sorted((why for why in shares if path in holding[why]), key=lambda why: -shares[why])
             score, reasons = sum(shares[each] for each in why), why[:4] or [f"{kind_of(path)} of the project"]
-            ranked.append(RankedFile(path, weights[path] * (0.1 + score), reasons, [], path in matched))
+            ranked.append(RankedFile(path, weight * (0.1 + score), reasons, [], path in matched))
         return sorted(ranked, key=lambda item: -item.score)
 
     @hookimpl(tryfirst=True)
     def next_agents(
         self, result: ResultFact, proposals: list[NextAgent], history: list[ResultFact], language: str
     ) -> list[NextAgent]:
-        """By PROPOSALS, without the types that have succeeded since the last code change."""
+        """By PROPOSALS, without who has succeeded since the last code change."""
         work = "architecture" if result.category == "architect" else result.category
         rule = f"{work}-{'success' if result.status == 'success' else 'failure'}"
         newest_first = (result, *reversed(history))
@@ -3892,11 +3884,11 @@ def list_names(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
-    """The text files worth reading, best first, somewhat more than can be given. Blocks."""
+    """The text files worth reading, best first, some more than can be given. Blocks."""
     chosen: list[dict[str, Any]] = []
-    left = 1.25 * request.max_bytes  # what finds no room is passed over later
+    left = 1.25 * request.max_bytes  # some may find no room
     for item in request.ranked:
-        if len(chosen) > request.max_files or left <= 0:  # one too many shows that some were left out
+        if len(chosen) > request.max_files or left <= 0:  # one too many shows that there are more
             break
         if (file := request.project.describe(item.path)) is None:
             continue
@@ -4143,9 +4135,7 @@ def command_token(options: argparse.Namespace) -> int:
 
 
 def mint_token(settings: Settings, agent_type: str, subject: str | None = None, **facts: Any) -> str:
-    """A token from the storage's secret, for a new ``subject`` unless one is given; ``facts`` are those of Tokens.mint.
-    Raises StartError.
-    """
+    """A token from the storage's secret, for a new ``subject`` unless one is given. Raises StartError."""
     prepare_storage_folder(settings)
     logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
     hooks = load_hooks(settings)
@@ -4206,7 +4196,7 @@ def clean_text(text: str) -> str:
 
 
 def iso(moment: float | None = None) -> str:
-    """ISO 8601 in UTC of ``moment`` (epoch seconds, default now), to the second, in the year 9999 at the latest."""
+    """ISO 8601 in UTC, to the second, of ``moment`` (epoch seconds, default now), in the year 9999 at most."""
     return iso_second(int(time.time() if moment is None else min(max(moment, 0.0), 253_402_300_799.0)))
 
 
@@ -4272,13 +4262,13 @@ def work_from(inbox: queue.SimpleQueue[Any]) -> None:
             with contextlib.suppress(ValueError):  # somebody took it at this moment
                 FREE_THREADS.remove(inbox)
                 return
-        else:
-            try:
-                outcome.set_result(call())
-            except BaseException as error:  # a boundary: whoever waits gets it
-                outcome.set_exception(error)
-            del call, outcome  # a thread that waits keeps nothing
-            FREE_THREADS.append(inbox)
+            continue
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # a boundary: whoever waits gets it
+            outcome.set_exception(error)
+        del call, outcome  # a thread that waits keeps nothing
+        FREE_THREADS.append(inbox)
 
 
 FREE_THREADS: collections.deque[queue.SimpleQueue[Any]] = collections.deque()  # their inboxes

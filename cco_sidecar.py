@@ -23,7 +23,7 @@ The path of a request, from top to bottom of this file:
            -> EventBus.wake_waiters (on the loop, in commit order) -> Endpoint.send
 
 This file alone serves the whole reference and makes tokens. Files in ``plugins/`` add to it, or do a part better, by
-hooks (``Asks``, ``Tells``, ``Parts``) or, where no hooks are loaded yet, by a class that ``bundled_class`` names.
+hooks (``Asks``, ``Tells``, ``Parts``) or, before these are loaded, by a class that ``bundled_class`` names.
 
 Units: seconds and bytes, unless a name says otherwise (``mtime_ns``).
 
@@ -574,7 +574,7 @@ class Hooks:
         self.implementations: dict[str, list[Implementation]] = {hook: [] for hook in self.SPECS}
         self._untold: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._teller: Future[None] | None = None
-        self.pool = Pool("asks", 16, 5)  # for those who ask on the loop
+        self.pool = Pool("asks", 16, 5)
         self.loaded: list[Any] = []  # of Plugin
         for plugin in built_in:
             name = f"built-in:{type(plugin).__name__}"
@@ -954,7 +954,7 @@ def remove_sidecar_json(folder: Path) -> None:
 
 
 class Metrics:
-    """Response times and errors of the last minute, of 20,000 requests at most."""
+    """Response times and errors of the last minute."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -1700,7 +1700,7 @@ def make_or_read_secret(path: Path) -> str:
 
 
 class Claims(Struct, frozen=True, kw_only=True):
-    """The claims of a token. ``bound`` ones speak only for their own ``sub`` and ``agent_type``."""
+    """``bound`` claims speak only for their own ``sub`` and ``agent_type``."""
 
     sub: str
     agent_type: str
@@ -4034,7 +4034,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def option_parser() -> CommandParser:
-    """The flags of the settings; what was not given is not in its answer."""
+    """The flags of the settings; what was not given is left out."""
     parser = CommandParser(prog="cco", add_help=False, allow_abbrev=False)
     for name, option in option_table().items():
         default, many = option.default, option.read in (read_list, read_paths)
@@ -4254,7 +4254,7 @@ def in_thread(name: str, call: Callable[[], T]) -> Future[T]:
 
 
 def work_from(inbox: queue.SimpleQueue[Any]) -> None:
-    """Work until there has been nothing to do for two seconds."""
+    """Work, and end after two seconds without any."""
     while True:
         try:
             call, outcome = inbox.get(timeout=2)

@@ -887,6 +887,49 @@ def test_waiting_for_an_agent_ends_with_its_exit_code_and_shows_its_output(here:
     assert f"working on exit {code}\ndone\n" in ended.stderr
 
 
+@pytest.mark.parametrize(("words", "code"), [
+    ("agent spawn --type python-specialist --issue full --wait --task 'exit 0'", 0),
+    ("agent spawn --type python-specialist --issue full --wait --task 'exit 9'", 9),
+    ("events list --limit 1", 0), ("context get full python-specialist --explain", 0),
+])  # fmt: skip
+def test_what_is_said_beside_the_output_changes_nothing_where_its_disk_is_full(
+    here: Here, words: str, code: int
+) -> None:
+    for _ in range(2):
+        here.client().publish("note")
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, str(MODULE), *shlex.split(words)],
+            cwd=here.root, env=here.environment(), stdout=subprocess.PIPE, stderr=full, text=True, timeout=40,
+        )  # fmt: skip
+    assert ended.returncode == code and ended.stdout.count("\n") > 1
+
+
+@pytest.mark.parametrize(
+    "words", ["events subscribe never --continuous", "events subscribe later --timeout 300000", "logs"]
+)
+def test_what_follows_ends_with_its_reader_though_there_is_nothing_to_write(
+    here: Here, words: str, issue: str, tmp_path: Path
+) -> None:
+    gate, client = tmp_path / "gate", here.client()
+    agent = client.spawn(issue, task="slow 0", environment={"TEST_GATE": str(gate)})["agent_id"]
+    asked = f"GET /api/agents/{agent}/logs" if words == "logs" else f"GET /api/events/wait/{words.split()[2]}"
+    command = ["agent", "logs", agent, "--follow"] if words == "logs" else words.split()
+    before = here.log.count(asked)
+    with subprocess.Popen(
+        [sys.executable, str(MODULE), *command], cwd=here.root, env=here.environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as following:  # fmt: skip
+        try:
+            assert following.stdout and following.stderr
+            until(lambda: here.log.count(asked) > before)  # one poll is answered at once, the next one waits
+            following.stdout.close()
+            assert following.wait(20) == 0 and following.stderr.read() == ""
+        finally:
+            gate.touch()
+            following.kill()
+
+
 @pytest.mark.parametrize(
     ("written", "shown"),
     [(b"half a line", "half a line\n"), (b"cut in two \xe2\x82", "cut in two \n"), (b"10%\r20%\r", "10%\n20%\n"),

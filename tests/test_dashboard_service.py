@@ -446,6 +446,9 @@ def test_an_export_tells_what_each_agent_was_to_do(told: Client) -> None:
     assert re.findall(r"`started: (.*)` \|$", text, re.MULTILINE) == [
         "succeed at once", r"succeed again # and \| more",
     ]  # fmt: skip
+    told.spawn("i-tasks", task="succeed at once\n\nYour part: to test it")
+    assert "another task: 1." in text and "\nTask:\n\n```\nsucceed again\n\n# and | more\n```\n" in text
+    assert "another task: 1." in told.get("/api/issues/i-tasks/export", format="markdown").text
 
 
 @pytest.mark.parametrize(("text", "shown"), [

@@ -415,6 +415,7 @@ def test_what_is_wrong_in_settings_files_is_one_finding_beside_all_others(reposi
     assert code == 1 and found["settings"]["verdict"] == "bad", found
     assert all(told in found["settings"]["finding"] for told in FAULTS[content]), found["settings"]
     assert found["git"]["verdict"] == found["plugins"]["verdict"] == "good" and "agent command" in found
+    assert re.fullmatch(r"\d+ bundled: the plugins .*", found["plugins"]["finding"])
 
 
 @pytest.mark.parametrize(
@@ -468,6 +469,15 @@ def test_a_service_that_refuses_to_tell_of_its_agent_commands_is_not_said_to_hav
     assert told["verdict"] == "note" and told["finding"].startswith("the running service does not tell: 403 "), told
 
 
+def test_plugins_of_ones_own_are_named_beside_the_bundled_ones(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "plugins").mkdir()
+    for name in ("house", "garden"):
+        (tmp_path / "plugins" / f"{name}.py").write_text(HOOK)
+    _, found = checks(repository, "--storage", str(tmp_path / "storage"), "--plugins", str(tmp_path / "plugins"))
+    assert found["plugins"]["finding"].startswith("garden, house, "), found
+
+
+HOOK = "from cco_sidecar import hookimpl\n\n\n@hookimpl\ndef startup():\n    pass\n"
 VARIABLES = {  # variable, value, and what is told beside the file's own fault
     "CCO_SIDECAR_PORT": ("abc", ["CCO_SIDECAR_PORT: 'abc' must be", "cco.toml:1: port: "]),
     "CCO_SIDECAR_LOG_LEVEL": ("loud", ["CCO_SIDECAR_LOG_LEVEL: 'loud' must be", "cco.toml:1: port: "]),

@@ -1493,6 +1493,7 @@ def test_plugins_shows_what_the_running_service_loaded_and_what_failed_there(
     assert run("plugins", *where, cwd=repository).stdout.endswith(
         f"\n(the plugins of the service that runs on {service.url})\n"
     )
+    assert list(found)[:3] == ["broken", "failing", "good"]  # one's own come first
     whose, found = rows("--plugins", str(tmp_path / "later"))
     assert whose == "that the next start would load" and "later" in found and "good" not in found
     assert set(rows("--no-plugins")[1]) == {name for name in found if name.startswith("built-in:")}

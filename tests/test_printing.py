@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
 import os
@@ -122,6 +123,29 @@ def test_a_table_is_no_wider_than_the_terminal_and_keeps_its_ids_whole(
             assert (
                 lines[0].split()[-1] == "TASK" and printing.width_of(lines[0][: lines[0].index("TASK")]) <= width - 20
             )
+
+
+@pytest.mark.parametrize("width", [40, 44, 50, 56])
+def test_a_list_on_a_narrow_terminal_keeps_what_says_most(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = {
+        "agent_id": "python-specialist-a7bf761da6bf", "agent_type": "python-specialist", "issue_id": "issue-124",
+        "state": "completed", "exit_code": 0, "pid": 7, "result_status": "success", "run_seconds": 3.21,
+        "started_at": "2026-01-31T12:00:00Z", "task": "Explain how routes are matched",
+    }  # fmt: skip
+    result = {
+        "id": "result-6615-a38971f5caeee89", "issue_id": "issue-124", "agent_type": "python-specialist",
+        "stored_at": "2026-01-31T12:00:00Z", "result": {"status": "success", "decisions": ["Routes are matched"]},
+    }  # fmt: skip
+    monkeypatch.setenv("COLUMNS", str(width))
+    view = plugin("_client_view")
+    for name, row, columns in (("agents", agent, "STATE TASK"), ("results", result, "STATUS DECISION")):
+        answer = {name: [row], "has_more": False}
+        view.show_list(argparse.Namespace(format="table", since=None), answer, name)
+        titles, shown = capsys.readouterr().out.splitlines()
+        assert titles.split() == ["ID", "AGENT_TYPE", *columns.split()] and max(len(titles), len(shown)) <= width
+        assert shown.split()[2] in ("completed", "success")
 
 
 def test_a_table_uses_the_width_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from cco_sidecar import MB, Pool, Records, clean_text, harmless, redact, redacti
 from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.agents._story_timeline import Timeline
+from cco_sidecar_plugins.commands._pipeline_plan import PART
 from cco_sidecar_plugins.results.result_list import ResultQuery
 from cco_sidecar_plugins.storage._pages import page
 
@@ -126,6 +127,8 @@ def markdown_lines(story: dict[str, Any]) -> Iterator[str]:
         yield f"Spent: {story['cost_usd'] or 0} US dollars, {story['tokens'] or 0} tokens."
     yield from (f"Left out: {words}." for words in story["left_out"])
     yield from ("", "## Task", "", *block(story["body"] or "(none is known)"))
+    if number := sum(1 for agent in story["agents"] if other_task(agent, story)):
+        yield from ("", f"Agents that got another task: {number}. It is told with each of them.")
     yield from ("", "## Timeline", "", "| time (UTC) | what | who | |", "|---|---|---|---|")
     for entry in story["timeline"]:
         who = entry["agent_id"] or entry.get("publisher")
@@ -136,7 +139,7 @@ def markdown_lines(story: dict[str, Any]) -> Iterator[str]:
         yield from result_lines(msgspec.json.decode(content), len(content))
     yield from ("", "## Agents")
     for agent in story["agents"]:
-        yield from agent_lines(agent, story["briefs"].get(agent["agent_id"]))
+        yield from agent_lines(agent, other_task(agent, story), story["briefs"].get(agent["agent_id"]))
     yield from ("", "## What people were asked")
     for row in story["approvals"]:
         by = f" by {code(row['answered_by'])}" if row["answered_by"] else ""
@@ -169,10 +172,18 @@ def cell(text: Any) -> str:
     return re.sub(r"\\(?=\\*\|)", r"\\ ", code(text)).replace("|", "\\|")
 
 
-def agent_lines(agent: dict[str, Any], brief: str | None) -> Iterator[str]:
+def other_task(agent: dict[str, Any], story: dict[str, Any]) -> str:
+    """What an agent was to do; "" where that is the issue's task, whole or with more beside it."""
+    task, body = (str(text or "").partition(PART)[0].strip() for text in (agent["task"], story["body"]))
+    return "" if task in body or (body and body in task) else task
+
+
+def agent_lines(agent: dict[str, Any], task: str, brief: str | None) -> Iterator[str]:
     yield from ("", f"### {code(agent['agent_id'])}", "")
     how = agent["state"] if agent["exit_code"] is None else f"{agent['state']}, exit code {agent['exit_code']}"
     yield f"{code(agent['agent_type'])}, {how}, {agent['started_at']} to {agent['ended_at'] or 'now'}."
+    if task:
+        yield from ("", "Task:", "", *block(task))
     used = {name: agent[name] for name in ("model", "requests", "input_tokens", "output_tokens", "cost_usd")}
     if any(value is not None for value in used.values()):
         yield from ("", "Used:", "", *quoted(used))

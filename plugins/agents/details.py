@@ -99,6 +99,7 @@ class DetailedAgents(Agents):
             "result_id": row["result_id"], "output_tail": output.tail(20),
             "task": redact(row["task"])[0], "parent": row["parent"], "result_status": row["result_status"],
             "depth": row["depth"] or 1, "state_age_seconds": age(row["ended"] or row["started"]),
+            "run_seconds": round(max(0.0, (row["ended"] or time.time()) - row["started"]), 3),
             "usage": None if row.get("measured") is None else usage(row), "last_call": call,
             "last_output_at": written and iso(written), "last_output_age_seconds": written and age(written),
         }  # fmt: skip

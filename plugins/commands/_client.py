@@ -25,6 +25,7 @@ from cco_sidecar import (
     Settings,
     SidecarInfo,
     StartError,
+    bundled_folder,
     load_hooks,
     mint_token,
     settings_from,
@@ -273,6 +274,12 @@ def loaded_plugins(options: argparse.Namespace, *, files_too: bool = False) -> t
             whose += f"; the running service refuses to tell its own: {refusal}"
     logging.getLogger("cco").setLevel(logging.ERROR)  # what cannot be loaded is in the list
     return load_hooks(settings_from(options)).loaded, whose
+
+
+def is_own(plugin: LoadedPlugin) -> bool:
+    """Whether it is one of the user's. The running service may have its bundled ones elsewhere."""
+    known = Path(bundled_folder() or "/nowhere", *Path(plugin.source).parts[-2:])
+    return plugin.source != "built in" and not known.is_file()
 
 
 def told_types(options: argparse.Namespace) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cco_sidecar import GOOD, language_of
-from cco_sidecar_plugins.commands._printing import cell, print_fitted, show, yaml_lines
+from cco_sidecar_plugins.commands._printing import cell, duration, print_fitted, show, tell, yaml_lines
 from cco_sidecar_plugins.context._withheld import is_secret
 
 # -- contexts
@@ -49,7 +49,7 @@ def explain(options: argparse.Namespace, context: dict[str, Any]) -> int:
     show_files(options, rows)
     metadata = context["context"]["metadata"]
     matched = "; no word of the task occurs" if metadata["task_matched"] is False else ""
-    sys.stderr.write(f"{sums_of(context)}; index {metadata['index']}{matched}\n")
+    tell(f"{sums_of(context)}; index {metadata['index']}{matched}\n")
     return GOOD
 
 
@@ -124,13 +124,13 @@ def show_list(options: argparse.Namespace, answer: dict[str, Any], name: str) ->
     if options.format == "csv":
         return show(options, {name: [record(row) for row in answer[name]]}, name)
     lines = [line(row) for row in answer[name]]
-    columns, spare = list(lines[0]) if lines else [], ("timestamp", "stored_at", "started_at")
-    print_fitted(columns, [list(row.values()) for row in lines], whole=columns[:1], spare=spare)
+    columns = list(lines[0]) if lines else []
+    print_fitted(columns, [list(row.values()) for row in lines], whole=columns[:1], spare=SPARE)
     if answer["has_more"]:
         sys.stdout.flush()
         older = "older ones exist: --limit N shows more, --since earliest begins with the oldest"
         later = f"there are more: --since {answer['next_cursor']} goes on from here"
-        sys.stderr.write(f"cco: {later if options.since else f'these are the newest {len(lines)}, {older}'}\n")
+        tell(f"cco: {later if options.since else f'these are the newest {len(lines)}, {older}'}\n")
     return GOOD
 
 
@@ -180,13 +180,14 @@ def print_event(options: argparse.Namespace, event: dict[str, Any]) -> None:
 
 def agent_record(row: dict[str, Any]) -> dict[str, Any]:
     names = "agent_id issue_id state exit_code pid started_at ended_at agent_type signal result_id result_status"
-    return {name: row.get(name) for name in (*names.split(), "parent", "depth", "task")}
+    return {name: row.get(name) for name in (*names.split(), "parent", "depth", "task", "run_seconds")}
 
 
 def agent_line(row: dict[str, Any]) -> dict[str, str]:
     code = f" {row['exit_code']}" if row["exit_code"] else ""
     names = {name: row[name] for name in ("agent_type", "issue_id")}
     facts = {"state": row["state"] + code, "result": row.get("result_status") or "-", "started_at": row["started_at"]}
+    facts["time"] = duration(row["run_seconds"]) if row["pid"] else "-"
     return {"id": short_id(row["agent_id"]), **names, **facts, "task": first_line(row.get("task") or "")}
 
 
@@ -202,6 +203,8 @@ def random_part(text: str) -> str:
 def first_line(text: str) -> str:
     return next(iter(text.strip().splitlines()), "")
 
+
+SPARE = ("timestamp", "stored_at", "started_at", "time", "issue_id", "result")  # left out in this order
 
 Row = dict[str, Any]
 LISTS: dict[str, tuple[Callable[[Row], Row], Callable[[Row], dict[str, str]]]] = {  # list: its rows in CSV, in a table

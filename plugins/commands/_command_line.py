@@ -152,7 +152,7 @@ def add_token_options(parser: CommandParser) -> None:
 
 def command_plugins(options: argparse.Namespace) -> int:
     """What the running service says of its plugins; where none runs, or options name others, what would be loaded."""
-    from cco_sidecar_plugins.commands._client import loaded_plugins
+    from cco_sidecar_plugins.commands._client import is_own, loaded_plugins
     from cco_sidecar_plugins.commands._printing import show
 
     if options.hooks:
@@ -165,7 +165,7 @@ def command_plugins(options: argparse.Namespace) -> int:
             "hooks": " ".join(item.hooks),
             "problem": item.problem or item.failure,
         }
-        for item in sorted(found, key=lambda plugin: (plugin.source, plugin.name))
+        for item in sorted(found, key=lambda plugin: (not is_own(plugin), plugin.source, plugin.name))
     ]
     show(options, {"of": whose, "plugins": rows}, "plugins")
     if options.format == "table":

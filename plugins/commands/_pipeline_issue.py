@@ -143,14 +143,10 @@ class Story:
         files = {entry if isinstance(entry, str) else entry["path"] for entry in entries}
         return {
             "agent_id": agent["agent_id"], "agent_type": agent["agent_type"], "state": agent["state"],
-            "seconds": seconds_taken(agent), "status": result.get("status"), "source": record.get("source"),
-            "files_changed": len(files), "decision": short_decision(result), "reason": plan.reason(agent),
+            "seconds": agent["run_seconds"] if agent["ended_at"] else 0,
+            "status": result.get("status"), "source": record.get("source"), "files_changed": len(files),
+            "decision": short_decision(result), "reason": plan.reason(agent),
         }  # fmt: skip
-
-
-def seconds_taken(agent: dict[str, Any]) -> int:
-    """How long an agent took, by its own times, which every run reads alike; 0 where it has not ended."""
-    return int(seconds_of(agent["ended_at"]) - seconds_of(agent["started_at"])) if agent["ended_at"] else 0
 
 
 class Interrupts:

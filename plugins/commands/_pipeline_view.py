@@ -14,7 +14,7 @@ from typing import Any
 
 from cco_sidecar import StartError, iso
 from cco_sidecar_plugins._terminal import plain
-from cco_sidecar_plugins.commands._printing import cut, print_table
+from cco_sidecar_plugins.commands._printing import cut, duration, print_table
 
 
 class NotWritten(Exception):
@@ -125,7 +125,7 @@ def started_line(facts: dict[str, Any]) -> Iterable[str]:
 
 def ended_line(facts: dict[str, Any]) -> Iterable[str]:
     about = (
-        f"{facts['status'] or facts['state']} after {shown_seconds(facts['seconds'])},"
+        f"{facts['status'] or facts['state']} after {duration(facts['seconds'])},"
         f" {counted(facts['files_changed'], 'file')}"
         " changed"
     )
@@ -156,14 +156,9 @@ LINES: dict[str, Callable[[dict[str, Any]], Iterable[str]]] = {  # event: its li
 SUMMARY: dict[str, Callable[[dict[str, Any]], str]] = {  # column: what it shows of an agent
     "type": lambda row: row["agent_type"],
     "state": lambda row: row["state"],
-    "time": lambda row: shown_seconds(row["seconds"]),
+    "time": lambda row: duration(row["seconds"]),
     "result": lambda row: row["status"] or "none",
     "files": lambda row: str(row["files_changed"]),
     "decision": lambda row: row["decision"],
     "why": lambda row: row["reason"],
 }
-
-
-def shown_seconds(seconds: int) -> str:
-    """A difference of two times that are known to the second: what it is of may be nearly a second less, or more."""
-    return f"{seconds} s" if seconds > 1 else f"<{seconds + 1} s"

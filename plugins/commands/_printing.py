@@ -14,8 +14,25 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from cco_sidecar import GOOD
+from cco_sidecar_plugins._program import drop_unwritten
 from cco_sidecar_plugins._terminal import printable
 from cco_sidecar_plugins.commands._table import speaks_unicode
+
+# -- on standard error
+
+
+def tell(text: str) -> None:
+    """Write on standard error; what a full disk does not take goes nowhere: it changes nothing of what is done. Raises
+    BrokenPipeError where its reader has gone.
+    """
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        drop_unwritten(sys.stderr)
+
 
 # -- as --format says
 
@@ -66,6 +83,13 @@ def print_table(columns: list[str], lines: list[list[str]]) -> None:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     if not lines:
         print("(none)")
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, in the unit that keeps it short."""
+    if seconds < 120:
+        return f"{seconds:.{int(seconds < 9.95)}f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def shortened(text: str) -> str:

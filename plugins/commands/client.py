@@ -12,7 +12,10 @@ import contextlib
 import json
 import math
 import os
+import select
+import stat
 import sys
+import threading
 import time
 import typing
 import urllib.parse
@@ -46,7 +49,7 @@ from cco_sidecar_plugins.commands._client_view import (
     show_context,
     show_list,
 )
-from cco_sidecar_plugins.commands._printing import cell, show
+from cco_sidecar_plugins.commands._printing import cell, show, tell
 from cco_sidecar_plugins.commands._table import (
     CLIENT_OPTIONS,
     Command,
@@ -285,6 +288,7 @@ def command_events_subscribe(options: argparse.Namespace) -> int:
     stops answers before the time is up: what is left of it is waited for at the next one.
     """
     client, cursor, left = Client(options), options.since, options.limit or math.inf
+    end_with_reader()
     path, patience, timeout = f"/api/events/wait/{quote(options.type)}", 0.0, 0
     deadline = time.monotonic() + (math.inf if options.continuous else options.timeout / 1000)
     while True:  # the first answer comes at once: with its cursor nothing is missed while the service is away
@@ -300,7 +304,7 @@ def command_events_subscribe(options: argparse.Namespace) -> int:
             return GOOD
         if patience == 0 and not answer["events"]:
             retained = "; --since earliest shows what is retained" if options.since == "latest" else ""
-            sys.stderr.write(f"cco: no event came within {options.timeout} ms{retained}\n")
+            tell(f"cco: no event came within {options.timeout} ms{retained}\n")
             return REFUSED
 
 
@@ -345,7 +349,7 @@ def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> 
         status = shown_to_its_end(client, agent_id)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the same Ctrl-C may have ended the reader of a pipe
-            sys.stderr.write(f"\ncco: {agent_id} goes on: `{shown}` shows it again, `{ended}` ends it\n")
+            tell(f"\ncco: {agent_id} goes on: `{shown}` shows it again, `{ended}` ends it\n")
         raise
     except NotReachable as error:
         later = f"{agent_id} goes on, unless it is stopped by --stop-agents: later `{shown}` shows it again"
@@ -359,20 +363,38 @@ def shown_to_its_end(client: Client, agent_id: str) -> dict[str, Any]:
     """Show an agent's output on stderr until it ends; its status."""
     offset, text = 0, f"{agent_id} started\n"
     questions = Questions(client, PATIENCE)
-    sys.stderr.write(text)
+    tell(text)
     while True:
         status = call_again(client, f"/api/agents/{agent_id}/status", PATIENCE)
         logs = call_again(client, f"/api/agents/{agent_id}/logs", PATIENCE, {"since": offset})
-        sys.stderr.write(logs["text"])
+        tell(logs["text"])
         text = questions.tell(status, logs["text"] or text)
-        sys.stderr.flush()
         offset, text = logs["next_offset"], logs["text"] or text
         if status["ended_at"] and not logs["text"]:  # an answer holds a megabyte at most
             break
         time.sleep(0 if logs["text"] else 0.3)
     because = f": {status['reason']}" if status.get("reason") else ""
-    sys.stderr.write(f"{'' if text.endswith(chr(10)) else chr(10)}{agent_id} {status['state']}{because}\n")
+    tell(f"{'' if text.endswith(chr(10)) else chr(10)}{agent_id} {status['state']}{because}\n")
     return status
+
+
+def end_with_reader() -> None:
+    """Have this command end once nobody reads its output any more, as ``tail -f`` does. Else the next write shows it,
+    for which there may be nothing for hours.
+    """
+
+    def end() -> None:
+        reader.poll()
+        os._exit(GOOD)  # as where a write shows it
+
+    try:
+        is_pipe = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
+    except OSError:  # it is closed, or no file of the system's
+        return
+    if is_pipe and hasattr(select, "poll"):
+        reader = select.poll()
+        reader.register(sys.stdout.fileno(), 0)  # for what is told unasked: that it is gone
+        threading.Thread(target=end, daemon=True).start()
 
 
 PATIENCE = 10.0  # seconds
@@ -392,8 +414,7 @@ class Questions:
             return shown
         self._next = time.monotonic() + self.PAUSE
         for words in newly_asked(self._client, agent, self._told, self._read):
-            sys.stderr.write(f"{'' if shown.endswith(chr(10)) else chr(10)}cco: {cell(words)}\n")
-            sys.stderr.flush()
+            tell(f"{'' if shown.endswith(chr(10)) else chr(10)}cco: {cell(words)}\n")
             shown = "\n"
         return shown
 
@@ -420,7 +441,7 @@ def call_again(
                 raise
             if not told:
                 how_long = "" if patience == math.inf else f" for {patience:.3g} s"
-                sys.stderr.write(f"cco: {error}; trying again{how_long}\n")
+                tell(f"cco: {error}; trying again{how_long}\n")
             told = True
             time.sleep(0.2)
 
@@ -449,6 +470,7 @@ def command_agent_logs(options: argparse.Namespace) -> int:
     logs = client.call("GET", f"{path}/logs", query=wanted | {"tail": options.tail, "since": options.since})
     if options.format == "json" and not options.follow:
         return show(options, logs)
+    end_with_reader()
     ended, text, questions = None, "\n", Questions(client, math.inf)
     while True:
         if options.format != "json":
@@ -465,9 +487,7 @@ def command_agent_logs(options: argparse.Namespace) -> int:
         ended = status["ended_at"]  # asked first: what it wrote before its end is then in the log
         following = call_again(client, f"{path}/logs", math.inf, wanted | {"since": logs["next_offset"]})
         if following["offset"] > logs["next_offset"]:
-            sys.stderr.write(
-                f"cco: {following['offset'] - logs['next_offset']} bytes were rotated away before they were read\n"
-            )
+            tell(f"cco: {following['offset'] - logs['next_offset']} bytes were rotated away before they were read\n")
         logs = following
 
 
@@ -518,7 +538,7 @@ def telling_of_a_cut(client: Client, words: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the same Ctrl-C may have ended the reader of a pipe
-            sys.stderr.write(f"\ncco: it may have been done all the same: `{client.command(words)}` shows it\n")
+            tell(f"\ncco: it may have been done all the same: `{client.command(words)}` shows it\n")
         raise
 
 

@@ -57,7 +57,7 @@ from cco_sidecar_plugins._files import explained, read_sidecar_json, what_denies
 from cco_sidecar_plugins._settings import PluginSettings, collected_faults
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
-from cco_sidecar_plugins.commands._client import Client, Refused, loaded_plugins, told_types
+from cco_sidecar_plugins.commands._client import Client, Refused, is_own, loaded_plugins, told_types
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._running import running_service, running_settings, start_it
@@ -394,7 +394,9 @@ def check_plugins(options: argparse.Namespace) -> str:
     ]
     if wrong:
         return f"note: {'; '.join(wrong)}"
-    return f"{sum(plugin.source != 'built in' for plugin in loaded)} plugins {whose}, and the built-in ones"
+    own = [plugin.name for plugin in loaded if is_own(plugin)]
+    number = sum(plugin.source != "built in" for plugin in loaded) - len(own)
+    return f"{', '.join([*own, f'{number} bundled'])}: the plugins {whose}"
 
 
 DOCTOR_CHECKS: dict[str, Callable[[Settings], str]] = {

@@ -297,6 +297,7 @@ class AgentStatus(Struct):
     result_status: Literal["success", "failed", "partial"] | UnsetType | None = UNSET
     depth: int | UnsetType = UNSET
     state_age_seconds: float | UnsetType = UNSET
+    run_seconds: float | UnsetType = UNSET
     usage: AgentUsage | UnsetType | None = UNSET
     last_output_at: str | UnsetType | None = UNSET
     last_output_age_seconds: float | UnsetType | None = UNSET

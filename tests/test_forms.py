@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -563,15 +564,12 @@ def test_agent_list_groups_filters_and_limits(world: World, client: Client, issu
     run = world.cco(f"agent list --issue {issue}", COLUMNS="80")
     head, *lines = run.out.splitlines()
     assert (
-        head.split() == ["ID", "AGENT_TYPE", "ISSUE_ID", "STATE", "RESULT", "TASK"]
+        head.split() == ["ID", "AGENT_TYPE", "ISSUE_ID", "STATE", "RESULT", "TIME", "TASK"]
         and max(map(len, [head, *lines])) <= 80
     )
     assert [line.split()[0] for line in lines] == [agent_id[-12:-4] for agent_id in ids]
-    assert (
-        "completed  partial  done" in lines[0]
-        and "failed 3   -        fail now" in lines[1]
-        and lines[2].endswith("stay")
-    )
+    ends = [r"completed  partial +\d+\.\d s  done", r"failed 3   - +\d+\.\d s  fail now", r"running    - .*  stay"]
+    assert all(re.search(f"  {end}$", line) for end, line in zip(ends, lines[:3], strict=True)), lines
     client.delete(f"/api/agents/{ids[2]}")
 
 
@@ -607,6 +605,27 @@ def test_agent_kill_says_when_the_end_does_not_come_in_time(world: World, issue:
     assert one_line(run, 1) and f"{agent_id} is still running after 0.2 s" in run.err
     assert world.cco(f"agent kill {agent_id} --force --timeout 20").code == 0
     assert world.agent(agent_id)["ended_at"]
+
+
+@pytest.mark.parametrize(("words", "states"), [
+    ("--issue ISSUE --timeout 20", {"killed", "running"}), ("--issue ISSUE", {"killed", "running"}),
+    ("--all --force --timeout 20 --format table", {"killed"}),
+])  # fmt: skip
+def test_agent_kill_ends_all_agents_of_an_issue_or_all_that_run(
+    world: World, issue: str, words: str, states: set[str]
+) -> None:
+    agents = [world.spawn("stay", issue) for _ in range(2)]
+    other = world.spawn("stay", f"{issue}-2")
+    run = world.cco(f"agent kill {words.replace('ISSUE', issue)} {'' if '--format' in words else '--format json'}")
+    assert run.code == 0, run.err
+    if "table" in words:
+        assert run.out.count("killed") == 3 and all(agent[-12:-4] in run.out for agent in [*agents, other])
+    else:
+        assert [row["agent_id"] for row in run.json["agents"]] == agents
+    until(lambda: all(world.agent(agent)["ended_at"] for agent in agents))
+    assert {world.agent(agent)["state"] for agent in [*agents, other]} == states
+    assert world.cco("agent kill --all --timeout 20").code == 0 and world.agent(other)["state"] == "killed"
+    assert world.cco("agent kill --all").out == "(none)\n"
 
 
 @pytest.mark.parametrize("part", [slice(None), slice(-12, -4), slice(-12, None), slice(-6, None), slice(0, -4)])

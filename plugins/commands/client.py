@@ -492,21 +492,37 @@ def command_agent_logs(options: argparse.Namespace) -> int:
 
 
 def command_agent_kill(options: argparse.Namespace) -> int:
-    """Order an agent's end; with --timeout wait for it, and print what became of the agent."""
+    """Order the end of an agent, or of all that run; with --timeout wait for it, and print what became of each."""
+    if sum((options.id is not None, options.issue is not None, options.all)) != 1:
+        raise StartError("agent kill takes one of ID, --issue and --all")
     client = Client(options)
-    agent_id = whole_id(client, "agents", options.id)
-    ending = client.call("DELETE", f"/api/agents/{quote(agent_id)}", query={"force": "true" if options.force else None})
-    if options.timeout is None:
-        return show(options, ending)
-    deadline = time.monotonic() + options.timeout
+    if options.id is not None:
+        chosen = [whole_id(client, "agents", options.id)]
+    else:  # the newest last: who starts others is ended before them
+        query = {"status": "active", "issue_id": options.issue, "limit": 1000}
+        chosen = [row["agent_id"] for row in client.call("GET", "/api/agents", query=query)["agents"]]
+    force = {"force": "true" if options.force else None}
+    told = [client.call("DELETE", f"/api/agents/{quote(agent_id)}", query=force) for agent_id in chosen]
+    if options.timeout is not None:
+        deadline = time.monotonic() + options.timeout
+        told = [ended_by(client, agent_id, deadline, options.timeout) for agent_id in chosen]
+    if options.id is not None:
+        return show(options, told[0])
+    answer = {"agents": told, "has_more": False}
+    return show(options, answer, "agents") if options.timeout is None else show_list(options, answer, "agents")
+
+
+def ended_by(client: Client, agent_id: str, deadline: float, seconds: float) -> dict[str, Any]:
+    """An agent's status after its end. Raises StartError where it goes on until the deadline, ``seconds`` after its
+    order.
+    """
     while not (status := client.call("GET", f"/api/agents/{quote(agent_id)}/status"))["ended_at"]:
         if time.monotonic() > deadline:
             raise StartError(
-                f"{agent_id} is still {status['state']} after {options.timeout:g} s; --force leaves it no grace",
-                REFUSED,
+                f"{agent_id} is still {status['state']} after {seconds:g} s; --force leaves it no grace", REFUSED
             )
         time.sleep(0.05)
-    return show(options, status)
+    return dict(status)
 
 
 def command_agent_types(options: argparse.Namespace) -> int:
@@ -749,6 +765,9 @@ COMMANDS = {
         arg("-f", "--follow", action="store_true", help="until it ends")],
         formats=("text", "table", "json")),
     "agent kill": Command("end an agent and everything that it started", command_agent_kill, [
-        AGENT_ARGUMENT, arg("--force", action="store_true", help="at once, without grace"),
+        arg("id", nargs="?", type=part_of_id, metavar="ID", help="agent id, or enough of its beginning or end"),
+        arg("--issue", metavar="ID", help="all that run on this issue"),
+        arg("--all", action="store_true", help="all that run"),
+        arg("--force", action="store_true", help="at once, without grace"),
         arg("--timeout", type=number(0, 1_000_000, float), metavar="SECONDS", help="wait so long for its end")]),
 }  # fmt: skip

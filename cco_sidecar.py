@@ -1824,7 +1824,7 @@ class Storage:
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
 
     def start(self) -> None:
-        """Open, or make, the database. Raises StartError where it is newer than this program, or damaged. Blocks."""
+        """Open, or make, the database. Raises StartError where it is newer than this program, or damaged."""
         try:
             self._writer = self._records(open_database(self.path))
             self.read = self._records(connect_database(self.path, read_only=True))
@@ -1837,7 +1837,7 @@ class Storage:
 
     def write(self, job: Job, *, answers: bool = False) -> asyncio.Future[Any]:
         """The result of ``job``, once its transaction is on disk; jobs run in the order of the calls. ``answers`` says
-        that it is the answer to the request at hand, which plugins may want to keep.
+        that it is the answer to the request at hand, which plugins may keep.
 
         Raises what the job raised, or StorageError. Cancelling the wait does not undo the write.
         """
@@ -1895,8 +1895,8 @@ class Storage:
                 return
 
     def commit(self, records: Records, jobs: list[Job]) -> tuple[list[Any], Inserted]:
-        """Do ``jobs`` in one transaction, on the writer thread: the result or the error of each, and the events that
-        they inserted. Where one fails, each is done alone.
+        """Do ``jobs`` in one transaction, on the writer thread: the result or the error of each, and their events.
+        Where one fails, each is done alone.
         """
         try:
             records.begin()
@@ -2014,7 +2014,7 @@ class Records:
     expired = select_rows("select seq from event where expires <= ? order by expires limit ?")
 
     def insert_event(self, event: NewEvent) -> int:
-        """The event's sequence number. Storage.observer is told of it after the commit."""
+        """Its sequence number. Storage.observer is told of it after the commit."""
         columns = "project", "type", "topic", "issue", "created", "expires", "body"
         seq = self.insert("event", {name: getattr(event, name) for name in columns})
         self.inserted.append((event, seq))
@@ -2315,8 +2315,7 @@ class Results:
 class ResultFiles:
     """The latest record of each agent type on each issue, in <project>/<issue>/<agent_type>.json. Everything blocks.
 
-    A record is written into NEW before its commit and moved to its path after it. Of the records of a transaction only
-    the last one of each path is written.
+    A record is written into NEW before its commit and moved to its path after it.
     """
 
     NEW = ".new"  # no project can have this name
@@ -2556,7 +2555,7 @@ class EventBus:
         return Poll(rows, after, msgspec.json.encode(answer))
 
     def step(self, channel: Channel, filter: Filter, after: int) -> tuple[list[Row], int]:
-        """At most STEP events that may match, and the number up to which there are no others."""
+        """At most STEP events that may match, and up to where there are no others."""
         (project, type), head = channel, self._storage.head
         if after >= head:
             return [], after
@@ -2660,9 +2659,7 @@ class HangUp:
 
 
 class NewEvent(Struct, frozen=True):
-    """An event before it has its number; ``body`` is the envelope as JSON, ``woken`` are the subjects whose polls it
-    woke here, in order.
-    """
+    """An event before it has its number; ``body`` is the envelope as JSON, ``woken`` whose polls it woke, in order."""
 
     project: str
     type: str

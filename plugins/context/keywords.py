@@ -30,7 +30,7 @@ from cco_sidecar_plugins.context._languages import spoken_by
 from cco_sidecar_plugins.context._stop_words import NO_MATCH, STOP_WORDS
 
 WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
-READING_SECONDS = 2.0  # on a machine that is busy, as while the index is built and agents run
+READING_SECONDS = 1.0  # also on a machine that is busy, as while the index is built: a hook has five in all
 READING = 8  # as many words could be looked for in the time in which a file is read
 MOST = 400  # files that are ranked; to sort all of a large project would hold up all threads
 MAX_FILE = 400_000  # what is longer is data

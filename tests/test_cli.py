@@ -594,6 +594,8 @@ def test_an_issue_in_the_place_of_a_result_is_told_as_one(
         code == 2 and f"{issue} is an issue: name a TYPE after it; `" in err and f"results list --issue {issue}`" in err
     )
     assert cco("results", "get", issue, "python-specialist")[0] == 0
+    code, _, err = cco("results", "get", issue, "ux-designer")
+    assert code == 1 and err.endswith(f"no result on {issue}; there are results of python-specialist\n"), err
 
 
 def test_a_result_for_people_says_whom_routing_proposed(

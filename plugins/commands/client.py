@@ -230,7 +230,10 @@ def command_results_get(options: argparse.Namespace) -> int:
     found = client.call("GET", "/api/results", query=query)["results"]
     if not found:
         check_type(options, options.type)
-        raise StartError(f"{options.type} has stored no result on {options.id}", REFUSED)
+        others = client.call("GET", "/api/results", query={"issue_id": options.id, "limit": 1000})["results"]
+        names = ", ".join(dict.fromkeys(row["agent_type"] for row in others))
+        there_are = f"; there are results of {names}" if names else ""
+        raise StartError(f"{options.type} has stored no result on {options.id}{there_are}", REFUSED)
     return show_result(options, client, found[0])
 
 

@@ -54,7 +54,6 @@ import argparse
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import errno
 import functools
 import hashlib
@@ -2939,7 +2938,7 @@ class Contexts:
         return size
 
     def clear(self, chosen: Callable[[ContextKey], bool]) -> tuple[int, int]:
-        """Forget the ``chosen`` cached contexts; (entries, bytes) that were there."""
+        """Forget the ``chosen`` ones; (entries, bytes) that were there."""
         keys = list(filter(chosen, self._cache))
         return len(keys), sum(map(self._drop, keys))
 
@@ -2983,7 +2982,7 @@ class Project:
                 found[name] = facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
         files = [FileFact(name, it[2], it[0]) for name in names if (it := found.get(name)) and not stat.S_ISDIR(it[4])]
         times = [max(mtime, ctime) for mtime, ctime, *_ in found.values()]
-        # stamps move in steps of up to 10 ms, or of whole seconds (some network and removable disks)
+        # stamps move in steps of up to 10 ms, on some disks of whole seconds
         young = any(abs(now - moment) < (12_000_000 if moment % 10**9 else 2_100_000_000) for moment in times)
         digest = secrets.token_hex(16) if young else checksum(repr((found, git, head)))
         return ProjectState(str(self._root), files, git, head, digest)
@@ -3122,10 +3121,9 @@ def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
 def git_output(command: list[str], environ: dict[str, str]) -> bytes:
     try:
         child = Git(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    except FileNotFoundError:
-        raise GitError("git is not installed") from None
     except OSError as error:
-        raise GitError(f"git cannot be run: {error.strerror}") from None
+        missing = isinstance(error, FileNotFoundError)
+        raise GitError("git is not installed" if missing else f"git cannot be run: {error.strerror}") from None
     with child:
         try:
             output, errors = child.communicate(timeout=30)
@@ -3166,7 +3164,7 @@ HARMLESS_GIT = (  # what a repository's own configuration could have git run, an
 )  # fmt: skip
 # What git sets for its helpers leads elsewhere; a user's own settings go on.
 GIT_ELSEWHERE = re.compile(r"GIT_(?!(?:CONFIG_(?:GLOBAL|(?:NO)?SYSTEM|COUNT|(?:KEY|VALUE)_\d+)|CEILING_DIRECTORIES)\Z)")
-GIT_ENVIRONMENT = {  # without optional locks reading never writes the index, which would look like a change
+GIT_ENVIRONMENT = {  # without optional locks reading never writes the index
     "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C",
     "CCO_EMPTY": "", "CCO_FALSE": "false",
 }  # fmt: skip
@@ -3205,7 +3203,7 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
             real_path = os.readlink(opened) if os.path.lexists(opened) else os.path.realpath(full)
             if not stat.S_ISREG(facts.st_mode) or not real_path.startswith(root.rstrip("/") + os.sep):
                 return None
-            # Asked for more than there is, reading takes longer. Some file systems tell no size.
+            # To ask for more than there is takes longer. Some file systems tell no size.
             content = file.read(min(facts.st_size or limit, limit) + 1)
     except (OSError, ValueError):  # gone, a link, or a folder by now
         return None
@@ -3312,7 +3310,7 @@ SECRETS = (  # possessive, only keys unbounded: no text makes them slow; the sec
 )
 
 
-# -- what hooks about contexts get and give
+# -- what hooks get and give
 
 
 class ContextKey(Struct, frozen=True, kw_only=True):
@@ -3516,7 +3514,7 @@ class Agents:
             await self.begin_watch(running)
 
     def close(self, *, end_all: bool) -> None:
-        """Start no more agents; with ``end_all`` order the end of all, of half started ones too."""
+        """Start no more agents; with ``end_all`` end all, half started ones too."""
         self._stopping = True
         for running in self.active.values() if end_all else ():
             running.end("killed")
@@ -3600,7 +3598,7 @@ class Launcher:
         }  # fmt: skip
 
     def token(self, row: dict[str, Any], ttl: int = 0) -> str:
-        """A token with what the row grants, for as long as the agent may run: its end revokes it."""
+        """A token with what the row grants, for as long as the agent may run."""
         granted = {"permissions": row["permissions"], "issue_id": row["only_issue"], "bound": True}
         return self.tokens.mint(row["id"], row["type"], ttl=ttl or int(row["time_limit"]) + 60, **granted)
 
@@ -3639,7 +3637,7 @@ class Launcher:
         return msgspec.structs.replace(command, environment=self.inherited | command.environment | given | own)
 
     def _prepare(self, launch: AgentLaunch, files: dict[str, bytes]) -> AgentCommand:
-        """The command has the fields of ``launch`` in the place of its placeholders. Blocks."""
+        """The command, with the fields of ``launch`` for its placeholders. Blocks."""
         folder = Path(launch.agent_folder)
         folder.mkdir(mode=0o700, parents=True)
         for name, content in files.items():
@@ -3655,7 +3653,7 @@ class Launcher:
 
 
 class Processes:
-    """Starts, adopts and ends agents' processes, which outlive a crash of the service; their exit codes do not.
+    """Starts, adopts and ends agents' processes, which outlive a crash of the service; exit codes do not.
 
     An agent's are those of its session while the first one lives, those whose environment names its token file, and
     their descendants.
@@ -3689,7 +3687,7 @@ class Processes:
         self.look(running)
 
     def look(self, running: Running) -> None:
-        """See whether an agent's first process has ended."""
+        """See whether the first process has ended."""
         row, child = running.row, running.child
         lives = child.poll() is None if child else row["birth"] is not None and birth_of(row["pid"]) == row["birth"]
         if not running.exited and not lives:
@@ -3717,7 +3715,7 @@ class Processes:
 
     def _find(self, running: Running) -> set[Any]:
         first, marker = None if running.exited else running.row["pid"], str(running.folder / "token")
-        session_of = getattr(os, "getsid", int)  # Windows has no sessions: of that the first process alone
+        session_of = getattr(os, "getsid", int)  # Windows has no sessions
         found = set[psutil.Process]()
         for item in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is another user's
@@ -3726,22 +3724,21 @@ class Processes:
         return found
 
 
-@dataclasses.dataclass(eq=False)
 class Running:
     """An agent that has not ended, and what is known of its first process."""
 
-    row: dict[str, Any]
-    folder: Path
-    task: asyncio.Task[Any] | None = None  # that spawns it, then the one that watches it
-    token: str = ""
+    token = ""
     child: subprocess.Popen[bytes] | None = None  # where we have started it ourselves
-    grace: float = 5.0  # seconds between SIGTERM and SIGKILL
-    began: float = dataclasses.field(default_factory=time.monotonic)
+    grace = 5.0  # seconds between SIGTERM and SIGKILL
     ended_as: AgentState | None = None  # set where it does not end by itself
-    exited: bool = False  # its first process has ended
+    exited = False  # its first process has ended
     exit_code: int | None = None  # below 0: the signal that ended it
     ended: float | None = None
-    ending: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)  # set where its end has begun
+
+    def __init__(self, row: dict[str, Any], folder: Path, task: asyncio.Task[Any] | None = None) -> None:
+        self.row, self.folder, self.began = row, folder, time.monotonic()
+        self.task = task  # that spawns it, then the one that watches it
+        self.ending = asyncio.Event()  # set where its end has begun
 
     def end(self, how: AgentState) -> None:
         """Have it ended, unless it has just ended by itself."""
@@ -3770,7 +3767,7 @@ def birth_of(pid: int) -> str | None:
 
 
 class AgentLaunch(Struct, frozen=True, kw_only=True):
-    """An agent that is to be started; ``prompt`` is what it is told."""
+    """An agent that is to be started."""
 
     agent_id: str
     agent_type: str

@@ -631,6 +631,7 @@ def test_no_question_to_git_fails_in_an_ordinary_repository_without_a_remote(
     ("attributes", "configured"),
     [
         ("*.py filter=lfs", '[filter "lfs"]\n\tprocess = no-git-lfs filter-process\n\trequired = true\n'),
+        ("*.py filter=late", '[filter "late"]\n\tprocess = sleep 0.2\n\trequired = true\n'),
         ("*.py filter=crypt", '[filter "crypt"]\n\tclean = no-git-crypt clean\n\trequired = true\n'),
         ("*.py filter=odd.name", '[filter "odd.name"]\n\tclean = false\n\trequired = true\n'),
     ],
@@ -1022,7 +1023,7 @@ def test_a_pipe_that_would_hold_git_is_named_and_the_project_is_read_once_it_is_
     readers: tuple[Any, Any], repository: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index, place, kept = readers[0], repository / name, repository.parent / "kept"
-    monkeypatch.setattr(index, "PATIENCE", 0.1)
+    monkeypatch.setattr(index, "PATIENCE", 0.0)  # so that pipes are looked for before git comes to them too
     (repository / "src/.gitignore").write_text("ignored.py\n")
 
     async def scene() -> None:

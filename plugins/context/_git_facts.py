@@ -7,6 +7,7 @@ git would have ignored.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import secrets
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 
 from cco_sidecar import (
+    LIST_SETTINGS,
     Change,
     Commit,
     FileFact,
@@ -37,6 +39,8 @@ from cco_sidecar import (
 from cco_sidecar_plugins.context._fingerprints import MAX_INT64
 from cco_sidecar_plugins.context._urls import without_credentials
 from cco_sidecar_plugins.context._withheld import is_secret, own_files
+
+log = logging.getLogger("cco")
 
 
 class GitProject(Project):
@@ -250,7 +254,7 @@ def all_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = ("."
     """(branch, code and path of what changed or is untracked among ``names``). Raises GitError. Blocks."""
     shape = ("--porcelain=v1", "-z", "--branch", "--no-ahead-behind", "--untracked-files=all", *flags)
     literal = {"GIT_LITERAL_PATHSPECS": "1"}
-    listed = split_z(ask_git(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=literal))
+    listed = split_z(ask_filtered(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=literal))
     if listed and UNENDED.match(listed[0]):
         listed[0] = listed[0].removeprefix("## ")
     named = listed and listed[0].startswith("## ")  # git says nothing of a branch that is damaged
@@ -286,13 +290,19 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
     """ "+added -removed" of every changed text file among ``names``. Blocks."""
     if all(code == "??" for code, _ in codes):
         return {}
-    shape, literal = LINES, {"GIT_LITERAL_PATHSPECS": "1"}
-    if any(code[0] not in " ?" for code, _ in codes):
-        output = run_git(root, "diff", *shape, "HEAD", "--", *names, env=literal)
-        if output is None:  # an unborn branch is compared with the empty tree
-            output = run_git(root, "diff", *shape, empty_tree(root), "--", *names, env=literal)
-    else:  # nothing is staged: git's index tells as much, and much faster
-        output = run_git(root, "diff", *shape, "--", *names, env=literal)
+
+    def lines(*than: str) -> bytes | None:
+        literal = {"GIT_LITERAL_PATHSPECS": "1"}
+        try:
+            return ask_filtered(root, "diff", *LINES, *than, "--", *names, env=literal)
+        except GitError as error:
+            log.debug("lines are not counted: %s", error)
+            return None
+
+    staged = any(code[0] not in " ?" for code, _ in codes)
+    output = lines("HEAD") if staged else lines()  # where nothing is, git's index tells as much, and much faster
+    if staged and output is None:  # an unborn branch is compared with the empty tree
+        output = lines(empty_tree(root))
     tokens, counts = iter(split_z(output)), {}
     for token in tokens:
         added, removed, path = [*token.split("\t", 2), "", ""][:3]
@@ -305,6 +315,20 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
 
 
 LINES = ("--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
+
+
+def ask_filtered(root: Path, *arguments: str, **named: Any) -> bytes:
+    """As ``ask_git``, and without filters where one ends git. Whether one that ends at once does is a race: git goes on
+    where it cannot write to it any more, and not where it could but gets no answer.
+    """
+    try:
+        return ask_git(root, *arguments, **named)
+    except GitError as error:
+        if "hung up unexpectedly" not in str(error):
+            raise
+    names = (name for name in split_z(ask_git(root, *LIST_SETTINGS))[1::2] if name.startswith("filter."))
+    listed = b"".join(b"local\0%s\0" % os.fsencode(name) for name in names)  # as if the repository named them
+    return ask_git(root, *arguments, **named, listed=listed)
 
 
 def unstaged_changes(root: Path, names: Sequence[str], listed: bytes) -> tuple[Codes, dict[str, str]]:

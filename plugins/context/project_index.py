@@ -277,14 +277,15 @@ class ProjectIndex(GitProject):
         """
         self._pipes.refuse()
         look = asyncio.create_task(self._looks.run(self.look))
-        ended, _ = await asyncio.wait({look}, timeout=self.PATIENCE)
-        if not ended:
+        suspected = True
+        while suspected and not (await asyncio.wait({look}, timeout=self.PATIENCE))[0]:
             search = asyncio.create_task(self._looks.run(self._pipes.search, frozenset(self._rules)))
             for task in (look, search):  # of which nobody may ask for the error
                 task.add_done_callback(lambda task: task.cancelled() or task.exception())
             await asyncio.wait({look, search}, return_when=asyncio.FIRST_COMPLETED)
             if search.done() or self._pipes.suspects:  # git may have gone on only as it was let
                 await search
+            suspected = bool(self._pipes.suspects)  # which git may come to later
         return await look
 
     def _known_now(self) -> ProvenState | None:

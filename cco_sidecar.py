@@ -3216,8 +3216,9 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
 
 @functools.lru_cache(400_000)
 def is_secret(path: str) -> bool:
-    """Whether a file may hold credentials: data or of an unknown kind, with a path that suggests it."""
-    return language_of(path) in MAY_HOLD_SECRETS and re.search(SECRET_FILE, f"/{path.lower()}") is not None
+    """Whether a path suggests credentials, that of source text by dot-names."""
+    where = f"/{path.lower()}"
+    return re.search(SECRET_FILE, re.sub(r"/[^./][^/]*", "/", where) if is_source(path) else where) is not None
 
 
 SECRET_FILE = (  # compiled when first needed; re keeps it
@@ -3907,6 +3908,11 @@ def language_of(path: str) -> str:
     return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
 
 
+def is_source(path: str) -> bool:
+    """Of a programming language, by an ending that no data have."""
+    return language_of(path) not in MAY_HOLD_SECRETS and not re.search(r"\.([dfmstv]|el|mm|nix)$", path.lower())
+
+
 @functools.lru_cache(400_000)
 def kind_of(path: str) -> str:
     """source, test, docs, config or other (vendored and minified files too), by the path alone."""
@@ -3920,7 +3926,7 @@ def kind_of(path: str) -> str:
     return "docs" if path.startswith(("doc/", "docs/")) else "source"
 
 
-# The first word, an ending or not, names the language.
+# A group's first word is the language; with a dot a word is an ending, with "file" a whole name.
 ENDINGS = """\
 javascript .js .jsx .mjs .cjs; rust .rs; python .py .pyi .pyx; .go; .java; typescript .ts .tsx .mts .cts
 kotlin .kt .kts; csharp .cs; .swift; .cpp .cc .cxx .hpp .hh .hxx .inl .cu; .php; .c .h; ruby .rb .rake
@@ -3932,7 +3938,9 @@ lisp .el .lisp .scm .rkt; crystal .cr; .groovy; .tcl; fsharp .fs; solidity .sol;
 .glsl .vert .frag .gdshader; .nix; starlark .bzl; .astro; latex .tex; .vue; .svelte; .rst; .markdown .md .mdx
 asciidoc .adoc .asciidoc; text .txt; .css .scss .sass .less; .graphql .gql; protobuf .proto; .toml; .json; .yaml .yml
 .xml .xaml; .ini .cfg .conf .properties; makefile; dockerfile; terraform .tf"""
-LANGUAGES = {word: one.split()[0].lstrip(".") for one in re.split("[;\n]", ENDINGS) for word in one.split()}
+LANGUAGES = {
+    name: one.split()[0].lstrip(".") for one in re.split("[;\n]", ENDINGS) for name in re.findall(r"\.\w+|\w+file", one)
+}
 PROSE = frozenset({"markdown", "rst", "asciidoc", "text"})
 DATA = frozenset({"yaml", "toml", "json", "xml", "ini", "dockerfile", "makefile", "text"})
 MAY_HOLD_SECRETS = DATA | {"unknown", "shell", "powershell"}

@@ -1453,6 +1453,7 @@ ALONE_KINDS = {  # where the module's own rules are too plain
         ("PAYROLL.CBL", "cobol"), ("condition.tpl.cob", "cobol"), ("solver.fypp", "fortran"), ("lexer.mli", "ocaml"), ("Token.sol", "solidity"),
         ("flake.nix", "nix"), ("parser.adb", "ada"), ("player.gd", "gdscript"), ("AppDelegate.mm", "objectivec"), ("rules.bzl", "starlark"),
         ("thesis.tex", "latex"), ("Setup.psm1", "powershell"), ("config.h.in", "c"), ("application.properties", "ini"), ("guide.asciidoc", "asciidoc"),
+        ("secrets/julia", "unknown"), ("Ruby", "unknown"), ("text", "unknown"), ("x/terraform", "unknown"), (".env.d", "d"), ("t/a.t", "perl"),
     ],
 )  # fmt: skip
 def test_the_language_of_a_file(path: str, language: str) -> None:

@@ -375,6 +375,38 @@ def test_the_module_alone_knows_plain_names_of_credentials(path: str) -> None:
     assert cco_sidecar.is_secret(path) is (path in PLAINLY_SECRET)
 
 
+@pytest.mark.parametrize("ending", sorted({*cco_sidecar.LANGUAGES, ".unheard", "", ".py.in"}))
+def test_what_is_in_a_folder_of_logins_or_called_an_environment_is_no_source_whatever_its_ending(ending: str) -> None:
+    for path in (f".ssh/login{ending}", f"home/.aws/{ending or 'x'}", f".envs/.local/x{ending}"):
+        assert cco_sidecar.is_secret(path) and is_secret(path), path
+    if ending not in ("makefile", "dockerfile"):
+        assert cco_sidecar.is_secret(f"x/.env{ending}")
+
+
+@pytest.mark.parametrize("language", sorted({*cco_sidecar.LANGUAGES.values()} - {"makefile", "dockerfile"}))
+def test_a_file_that_is_called_like_a_language_is_not_of_it(language: str) -> None:
+    assert cco_sidecar.language_of(language) == cco_sidecar.language_of(f"src/{language}") == "unknown"
+    for folder in ("secrets", ".ssh", "passwords", "vault"):
+        assert cco_sidecar.is_secret(f"{folder}/{language}")
+    assert is_secret(f".ssh/{language}")
+
+
+@pytest.mark.parametrize(
+    "ending", ".d .el .f .m .M .mm .nix .s .S .t .v .txt .conf .properties .sh .fish .psd1".split()
+)
+def test_an_ending_that_data_have_too_spares_no_file_that_calls_itself_secret(ending: str) -> None:
+    for path in (f"credentials{ending}", f"secrets/prod{ending}", f"password{ending}", f"x/tokens/a{ending}"):
+        assert cco_sidecar.is_secret(path), path
+    assert not cco_sidecar.is_secret(f"src/main{ending}")
+
+
+@pytest.mark.parametrize(
+    "path", ["src/Token.sol", "lib/tokens.ml", "vault/main.py", ".github/scripts/token.py", "a/secrets.pl"]
+)
+def test_source_that_speaks_of_secrets_is_given_by_the_module_alone(path: str) -> None:
+    assert not cco_sidecar.is_secret(path)
+
+
 @pytest.mark.parametrize(
     ("value", "left", "number"),
     [

@@ -9,7 +9,7 @@ import os
 import re
 
 import cco_sidecar
-from cco_sidecar import MAY_HOLD_SECRETS, MB, FileFact, language_of, read_text_file
+from cco_sidecar import MB, FileFact, is_source, read_text_file
 from cco_sidecar_plugins._patterns import late_pattern
 
 OWN_FIRST_LINE = '"""Orchestration sidecar: one service that lets a team of coding agents work on one repository.'
@@ -56,7 +56,7 @@ def is_secret(path: str) -> bool:
     place, _, name = path.rpartition("/")
     parts = [COPY_MARKS.sub("", part) or part for part in place.lower().split("/")]
     folders, plain = f"/{'/'.join(parts)}/", COPY_MARKS.sub("", name.lower())
-    is_text = language_of(plain) not in MAY_HOLD_SECRETS
+    is_text = is_source(plain)
     if (is_text and "/." not in folders + plain) or NOT_SECRET_NAME.search(plain):
         return plain.endswith(".secret.exs") or plain in ("wp-config.php", "localsettings.php")
     if SECRET_PLACE.search(folders + plain) or SECRET_DOTFILE.match(plain):

@@ -529,7 +529,9 @@ def test_a_repeated_spawn_gives_a_token_that_is_good_now_and_none_when_the_agent
     service = make_service(*COMMAND, "--token-ttl", "2")
     architect = service.client(sub="repeater")
     key = {"Idempotency-Key": "one"}
-    first = architect.post("/api/agents/spawn", request(), headers=key).json()
+    body = request(environment={"APP_NEW": "1", "PROJECT_ROOT": "/", "LD_PRELOAD": "x"})
+    first = architect.post("/api/agents/spawn", body, headers=key).json()
+    assert first["environment_ignored"] == ["LD_PRELOAD", "PROJECT_ROOT"]
 
     def is_good(token: str) -> bool:  # for a second at least: on a busy machine it may be over by then
         return Client(service.url, token).get("/status").status_code == 200
@@ -541,15 +543,15 @@ def test_a_repeated_spawn_gives_a_token_that_is_good_now_and_none_when_the_agent
             service.kill()
             service.start()
             architect = service.client(sub="repeater")
-        again = architect.post("/api/agents/spawn", request(), headers=key)
+        again = architect.post("/api/agents/spawn", body, headers=key)
         assert again.headers["Idempotent-Replay"] == "true"
         assert again.json() | {"jwt_token": ""} == first | {"jwt_token": ""}
         if not restart:
-            repeated = functools.partial(architect.post, "/api/agents/spawn", request(), headers=key)
+            repeated = functools.partial(architect.post, "/api/agents/spawn", body, headers=key)
             until(lambda call=repeated: is_good(call().json()["jwt_token"]))
     architect.delete(f"/api/agents/{first['agent_id']}")
     state(architect, first["agent_id"], "killed")
-    last = architect.post("/api/agents/spawn", request(), headers=key).json()
+    last = architect.post("/api/agents/spawn", body, headers=key).json()
     assert (last["agent_id"], last["state"], last["jwt_token"]) == (first["agent_id"], "killed", "")
     assert service.stop() == 0
     for path in [*service.storage.glob("sidecar.db*"), service.log_path, service.storage / "audit.log"]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -337,6 +339,50 @@ def test_ends_that_the_ledger_alone_tells_are_in_their_order(service: Service) -
             found += [entry["agent_id"] for entry in page["entries"] if entry["kind"] == "ended"]
             since, more = page["next_cursor"], page["has_more"]
     assert found == [agent for agent in agents[::-1] for _ in range(2)], "by the log, and by the ledger"
+
+
+def ends_by_page(database: Path, issue: str, since: str, limit: int) -> list[list[str]]:
+    """Whose ends each page tells, when the log has forgotten them."""
+    settings: Any = SimpleNamespace(project=PROJECT, event_retention=-10)
+    pages, more = list[list[str]](), True
+    with closing(Records(connect_database(database, read_only=True))) as read:
+        while more and len(pages) < 100:
+            page = plugin("stories").Timeline(read, settings, issue, {}, str).page(since, limit)
+            pages.append([entry["agent_id"] for entry in page["entries"] if entry["kind"] == "ended"])
+            since, more = page["next_cursor"], page["has_more"]
+        assert plugin("stories").Timeline(read, settings, issue, {}, str).page(since, limit)["entries"] == []
+    return pages
+
+
+def test_an_end_is_told_once_whatever_its_moment_and_whoever_else_ends_in_it(service: Service, tmp_path: Path) -> None:
+    client = operator(service)
+    agents = [client.spawn("i-moments")["agent_id"] for _ in range(8)]
+    for agent in agents:
+        until(lambda agent=agent: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
+    rounded_down = [at for at in (1.795e9 + step * 1.37e-5 for step in range(3000)) if math.ceil(at * 1e6) / 1e6 < at]
+    moments = [*rounded_down[:4], math.nextafter(rounded_down[3], math.inf), *[1.795e9 + 5] * 3]
+    with (
+        closing(sqlite3.connect(service.storage / "sidecar.db")) as source,
+        closing(sqlite3.connect(tmp_path / "copy.db")) as copy,
+    ):
+        source.backup(copy)
+        copy.execute("delete from event")
+        for agent, moment in zip(agents, moments, strict=True):
+            copy.execute("update agent set ended = ? where id = ?", (moment, agent))
+        copy.commit()
+    for limit in (1, 2, 3, 1000):
+        pages = ends_by_page(tmp_path / "copy.db", "i-moments", "earliest", limit)
+        assert [agent for page in pages for agent in page] == agents, limit
+
+
+def test_an_end_that_was_read_in_the_log_is_not_told_again_when_the_log_has_forgotten_it(service: Service) -> None:
+    client = operator(service)
+    agents = [client.spawn("i-border")["agent_id"] for _ in range(3)]
+    for agent in agents:
+        until(lambda agent=agent: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
+    page = client.get("/api/issues/i-border/timeline").json()
+    assert {entry["agent_id"] for entry in page["entries"] if entry["kind"] == "ended"} == {*agents}
+    assert ends_by_page(service.storage / "sidecar.db", "i-border", page["next_cursor"], 1) == [[]]
 
 
 def test_how_an_issue_stands(service: Service, told: Client) -> None:

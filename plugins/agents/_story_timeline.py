@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -42,7 +40,8 @@ ANSWERED = {"approval_answered": "approval_wanted", "question_answered": "questi
 STEP = 100  # rows that are read at once
 DECISIONS, WORDS = 50, 2000  # of a result: how many are shown, and how many characters of each
 LIFE = 86_400.0  # seconds that the service's own events are kept at most
-MICRO = 1_000_000
+TICKS = 2**22  # of a second: a float of seconds is a whole number of them from 2004 to 2038
+NUMBERS = 2**32  # of rows
 SOURCES = "eapnsx"  # events, those of several issues, results, proposals, starts, ends
 
 
@@ -132,11 +131,19 @@ Entry = dict[str, Any]
 Happening = tuple[float, str, int, Entry | None]  # when, which source, its number there, what is told of it
 
 
+def end_number(ended: float, seq: int) -> int:
+    """Where an agent's end stands among the ends: those of one moment are in the order of the starts."""
+    return int(ended * TICKS) * NUMBERS + seq
+
+
+CURSOR = r"\.".join(rf"{name}(\d{{1,{26 if name == 'x' else 18}}})" for name in SOURCES)
+
+
 def read_cursor(text: str) -> dict[str, int]:
     """How far each source was read. Raises REQ_001."""
     if text in ("", "earliest"):
         return dict.fromkeys(SOURCES, 0)
-    found = re.fullmatch(r"\.".join(rf"{name}(\d{{1,18}})" for name in SOURCES), text, re.ASCII)
+    found = re.fullmatch(CURSOR, text, re.ASCII)
     if not found:
         raise ApiError(
             "REQ_001", "since must be a next_cursor of this timeline, or earliest", details={"path": "since"}
@@ -163,8 +170,8 @@ class Timeline:
         oldest = created_from(read, floor + 1) if floor else 0.0
         # What is older than this is no longer in the log for certain, what is younger is.
         self._retained = max(oldest, self._now - min(LIFE, settings.event_retention))
-        types = "select id, type from agent where project = ? and issue = ?"
-        self._types = {row["id"]: row["type"] for row in read.rows(types, self._project, issue)}
+        columns = "select seq, id, type, ended from agent where project = ? and issue = ?"
+        self._agents = {row["id"]: row for row in read.rows(columns, self._project, issue)}
 
     def page(self, since: str, limit: int) -> dict[str, Any]:
         """Entries after ``since``, the oldest first. Raises REQ_001."""
@@ -179,6 +186,10 @@ class Timeline:
             reached[source] = number
             if source == "n" and at >= self._retained:  # the log has told whom routing proposed
                 reached["p"] = max(reached["p"], number)
+            if source == "e" and entry and entry["kind"] == "ended":  # likewise, when the log has forgotten it
+                agent = self._agents.get(entry["agent_id"])
+                if agent and agent["ended"] is not None:
+                    reached["x"] = max(reached["x"], end_number(agent["ended"], agent["seq"]))
         cursor = ".".join(f"{name}{reached[name]}" for name in SOURCES)
         return {"entries": entries, "next_cursor": cursor, "has_more": more}
 
@@ -217,17 +228,17 @@ class Timeline:
 
     def _ends(self, after: int) -> Iterator[Happening]:
         """Ends of which no event tells: the log has it no longer, or there never was a process. In the order in which
-        they came, which is not that of the starts; their numbers are microseconds.
+        they came, which is not that of the starts.
         """
         gone = "(ended < ? or pid is null) and (ended, agent.seq) > (?, ?)"
         sql = f"{self._read.AGENTS} where project = ? and issue = ? and {gone} order by ended, agent.seq limit {STEP}"
-        last = after / MICRO, sys.maxsize
+        last = after // NUMBERS / TICKS, after % NUMBERS
         while rows := self._read.rows(sql, self._project, self._issue, self._retained, *last):
             for row in rows:
                 agent, result = agent_row(row), latest_result(self._read, self._project, row["id"])["result_id"]
                 measured = {"cpu_seconds": agent.get("cpu"), "peak_memory_bytes": agent.get("peak_memory")}
                 data = agent_facts(agent) | measured | {"result_id": result}
-                yield row["ended"], "x", math.ceil(row["ended"] * MICRO), ended_entry(row["ended"], data)
+                yield row["ended"], "x", end_number(row["ended"], row["seq"]), ended_entry(row["ended"], data)
             last = row["ended"], row["seq"]
 
     # -- results
@@ -275,7 +286,8 @@ class Timeline:
                 return routing_entry(at, event.publisher, data.agent_type, data.result_id, types)
             except msgspec.ValidationError:
                 pass
-        agent_type = self._types.get(event.publisher)
+        agent = self._agents.get(event.publisher)
+        agent_type = agent["type"] if agent else None
         entry = told(at, "event", event_id, event.publisher if agent_type else None, agent_type, event.event_type)
         entry |= {"event_type": event.event_type, "topic": event.topic, "publisher": event.publisher}
         return entry | {"data": event.data}

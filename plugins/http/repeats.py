@@ -90,7 +90,8 @@ class RepeatedAgents(Agents):
         if running and not running.token:  # it is being adopted at this moment
             running.token = self.launcher.token(row)
         token = running.token if running else ""
-        facts = {"process_id": row["pid"], "jwt_token": token, "environment_ignored": [], "state": row["state"]}
+        spawned.setdefault("environment_ignored", [])  # where it was cut off before the first answer
+        facts = {"process_id": row["pid"], "jwt_token": token, "state": row["state"]}
         return msgspec.json.encode(spawned | facts)
 
 

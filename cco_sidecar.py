@@ -42,7 +42,7 @@ import sys
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
     __name__ == "__main__" or os.path.basename("".join(sys.argv[:1])) in ("cco", "cco.exe")
 ):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends a start without a traceback; WholeProgram has it interrupt
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends a start without a traceback; _program.py has it interrupt
 if collecting := gc.isenabled():
     gc.disable()  # while modules are imported, which stay: collections took 4 % of the start
 if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by any interpreter
@@ -245,7 +245,7 @@ class Settings(Struct, frozen=True, eq=False, kw_only=True, weakref=True):
 
     @classmethod
     def read_files(cls, root: Path) -> dict[str, tuple[str, Any, Path]]:
-        """By option (where it is set, value, folder of relative paths), from settings files. Alone one is an error."""
+        """By option (where it is set, value, folder of relative paths), from settings files. Alone StartError."""
         for name, mark in {"cco.toml": "", "pyproject.toml": r"^[\[ \t]*+tool[\s.\]\"']+cco-sidecar(?![\w-])"}.items():
             file = root / name
             if file.is_file() and re.search(mark, file.read_text("utf-8-sig", "replace"), re.MULTILINE):
@@ -265,7 +265,7 @@ def load_settings(flags: dict[str, Any], environ: Mapping[str, str] = os.environ
     root = root.resolve()
     sources = settings_class().read_files(root) | given
     values = {name: read_option(name, *source) for name, source in sources.items()}
-    slug = re.sub(r"[^a-z0-9._-]+", "-", root.name.lower()).replace("..", ".").strip("-._")[:128]
+    slug = re.sub(r"\.(?=\.)", "", re.sub(r"[^a-z0-9._-]+", "-", root.name.lower())).strip("-._")[:128]
     values = {"project": slug or "project"} | values | {"root": root}
     values["storage"] = values.get("storage") or default_storage(root, values["project"])
     return settings_class()(**values, places={name: where for name, (where, *_) in sources.items()})
@@ -482,19 +482,20 @@ PACKAGE = "cco_sidecar_plugins"
 
 
 class Asks:
-    """Hooks by which anybody's code gives a value, in a worker thread. None is no answer; where one is wanted, the
-    first wins. An implementation may take fewer arguments. Who raises, or returns what JSON cannot say or has another
-    type, is logged and passed over. plugins/examples/_every_hook.py has the smallest useful one of each hook.
+    """Hooks by which anybody's code gives a value; all but register_routes may block. None is no answer; where one is
+    wanted, the first wins. An implementation may take fewer arguments. Who raises, or returns what JSON cannot say or
+    has another type, is logged and passed over. plugins/examples/_every_hook.py has the smallest useful one of each.
     """
 
     def register_agent_types(self, settings: Settings) -> dict[Identifier, CategoryName]:
-        """More agent types with their category. Asked at the start and by ``cco token``, with plugins/ also where a
-        type is not known.
+        """More agent types with their category; one that is known keeps its own. Asked at the start and by ``cco
+        token``, with plugins/ also where a type is not known.
         """
 
     def context_section(self, request: ContextRequest) -> Sections:
         """JSON values by name of section, kept until a file, git or the issue's results change. The plugin loaded last
-        wins; an object for ``metadata`` adds to what is there.
+        wins; an object for ``metadata`` adds to what is there. The reference's keep their shape, which alone nobody
+        checks.
         """
 
     def rank_files(self, request: RankRequest) -> list[RankedFile] | None:
@@ -505,7 +506,7 @@ class Asks:
         submission: dict[str, Any], settings: Settings,
     ) -> list[NextAgent]:  # fmt: skip
         """``proposals`` with some added, removed or replaced; of several for one type the last counts. ``history`` has
-        the issue's newest 200 results, oldest first, with plugins/ also the last one of a coder.
+        the issue's newest 200 results, oldest first, with plugins/ also a coder's last one. Alone all writing waits.
         """
 
     def permission_policy(self, claims: Claims, permission: str | None, method: str, path: str) -> bool | str | None:
@@ -521,7 +522,9 @@ class Asks:
 
 
 class Tells:
-    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own."""
+    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. With
+    plugins/_hooks.py the stop waits 5 s for what they have not heard.
+    """
 
     def result_stored(self, result: dict[str, Any]) -> None:
         """A result was stored: the body as it was posted, with its ``id`` and ``stored_at``."""
@@ -543,16 +546,19 @@ class Parts:
     """The hook by which a trusted plugin does one part of the work."""
 
     def part_class(self, settings: Settings, base: type) -> type | None:
-        """A class derived from ``base``, or None where you leave that part as it is: asked at the start, before there
-        are the storage's folder and an event loop. StartError ends the program, other errors leave the part as it is.
-        ``base`` is one of these, whose docstrings have the promises, or what the plugin before yours made of it:
-        Storage, Records, Server, Endpoint, AgentTypes, Tokens, EventBus, Results, Contexts, Project, Agents, Launcher
-        or Processes. Of every endpoint ``work`` gives the answer, ``send`` gets its bytes, ``finished`` hears of it.
+        """A class derived from ``base``, or None where you leave that part as it is. Asked at the start: for Endpoint
+        on the loop, else before there are a loop and a storage folder. StartError ends the program, other errors leave
+        the part as it is. ``base`` is one of these, whose docstrings have the promises, or what the plugin before yours
+        made of it: Storage, Records, Server, Endpoint, AgentTypes, Tokens, EventBus, Results, Contexts, Project,
+        Agents, Launcher or Processes. Of every endpoint ``work`` gives the answer, ``send`` gets its bytes,
+        ``finished`` hears of it.
         """
 
 
 def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
-    """The built-in plugins and, unless --no-plugins, all others. ``strict`` raises StartError for faulty ones."""
+    """The built-in plugins and, unless --no-plugins, all others. For faulty ones ``strict``, alone always, raises
+    StartError.
+    """
     rules = bundled_class(ReferenceRules, "results/_routing", "ReferenceRules")
     hooks = bundled_class(Hooks, "_hooks", "SafeHooks")([rules()])
     hooks.load(settings, strict)
@@ -566,12 +572,12 @@ class Hooks:
 
     MANAGER = pluggy.PluginManager
     SPECS = {name: spec for kind in (Asks, Tells, Parts) for name, spec in vars(kind).items() if name[0] != "_"}
-    LIVE = vars(Tells).keys() | {"register_routes", "part_class"}  # whose answers are no data
+    NO_DATA = vars(Tells).keys() | {"register_routes", "part_class"}  # by their answers
 
     def __init__(self, built_in: Iterable[object]) -> None:
         self._manager = self.MANAGER("cco_sidecar")
         self.implementations: dict[str, list[Implementation]] = {hook: [] for hook in self.SPECS}
-        self._untold: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
+        self._untold: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
         self._teller: Future[None] | None = None
         self.pool = Pool("asks", 16, 5)
         self.loaded: list[Any] = []  # of Plugin
@@ -589,8 +595,8 @@ class Hooks:
                 problem = f"plugin {file.stem}: {type(error).__name__}: {one_line(error)}"
                 raise StartError(f"{settings.where('plugins')}: {problem}") from None
 
-    def told(self, settings: Settings) -> list[str]:
-        """What the banner says of them, and how it gets a token."""
+    def banner_lines(self, settings: Settings) -> list[str]:
+        """The banner's lines on plugins, and on how to get a token."""
         own = [plugin.name for plugin in self.loaded if plugin.source != "built in"]
         program = ["uv", "run"] if "UV" in os.environ else [sys.executable]
         flags = [f"--{name}={getattr(settings, name)}" for name in ("root", "project", "storage")]
@@ -601,7 +607,7 @@ class Hooks:
         ]
 
     def register(self, plugin: object, name: str) -> list[str]:
-        """The hooks that ``plugin`` implements. Raises ImportError where there is none."""
+        """The hooks that ``plugin`` implements. Raises ImportError where there is none, or a misspelt one."""
         marks = {each: self._manager.parse_hookimpl_opts(plugin, each) for each in dir(plugin)}
         hooks = {each: mark["specname"] or each for each, mark in marks.items() if mark}
         for each, hook in hooks.items():
@@ -653,7 +659,7 @@ class Hooks:
     def call(self, row: Implementation, facts: dict[str, Any]) -> Any:
         """What the plugin returns, data as new plain data. Raises what it raises."""
         answer = row.call(facts)
-        if answer is None or row.hook in self.LIVE:
+        if answer is None or row.hook in self.NO_DATA:
             return answer
         shape = typing.get_type_hints(self.SPECS[row.hook], include_extras=True)["return"]
         if row.hook != "rank_files":
@@ -669,12 +675,14 @@ class Hooks:
         """Tell every observer, in order, in a thread of its own. Returns at once."""
         if self.implementations[hook]:
             self._untold.put((hook, facts))
-            self._teller = self._teller or in_thread("observers", self._tell_for_ever)
+            self._teller = self._teller or in_thread("observers", self._tell_all)
 
-    def _tell_for_ever(self) -> None:
-        while True:
-            hook, facts = self._untold.get()
-            list(self.ask(hook, **facts))
+    def _tell_all(self) -> None:
+        while told := self._untold.get():
+            list(self.ask(told[0], **told[1]))
+
+    async def close(self, info: SidecarInfo) -> None:
+        await asyncio.wrap_future(in_thread("shutdown", lambda: list(self.ask("shutdown", info=info))))
 
     def part(self, base: type[T], settings: Settings) -> type[T]:
         """``base``, or what plugins derive from it. Raises StartError."""
@@ -688,7 +696,7 @@ class Hooks:
 
 
 class IssueNotFound(Exception):
-    """The hook ``resolve_issue`` raises it where there is no such issue."""
+    """Raised by ``resolve_issue`` (plugins/_hooks.py) where there is no such issue."""
 
 
 class Plugin(Struct):
@@ -755,8 +763,8 @@ def import_file(file: Path) -> types.ModuleType:
 class Sidecar:
     """One running service: ``async with Sidecar(settings, hooks) as sidecar`` listens until the block ends.
 
-    Its start raises StartError. Its stop answers every waiting poll, then gives requests 3 s, agents that were ordered
-    to end 10 s, and plugins the time of their hooks.
+    Its start raises StartError, OSError. Its stop answers every waiting poll, then gives requests 3 s, agents that were
+    ordered to end 10 s, and plugins the time of their hooks.
     """
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
@@ -814,7 +822,7 @@ class Sidecar:
             await asyncio.sleep(0.01)
         await self.agents.stop()
         await self._server.close_all_connections()
-        await asyncio.wrap_future(in_thread("shutdown", lambda: list(self.hooks.ask("shutdown", info=self.info))))
+        await self.hooks.close(self.info)
         await self._parts.aclose()
 
     def _listen(self) -> None:
@@ -1297,7 +1305,7 @@ class Endpoint(Handler):
             raise forbidden("This token belongs to another project", project_id=project)
         self.given, issues = body, issues_named(body, 1001)
         if len(issues) > 1000:
-            raise ApiError(self.invalid, "issue_id names over 1,000 issues", details={"path": "issue_id"})
+            raise ApiError(self.invalid, "issue_id names over 1,000 issues", path="issue_id")
         for issue_id in issues if self.claims.issue_id is not None else ():
             self.sidecar.tokens.check_issue(self.claims, issue_id)
 
@@ -1347,7 +1355,7 @@ def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = Tru
         if missing := re.search(r"missing required field `(.+)`", problem):
             path = f"{path}.{missing[1]}".lstrip(".")
         where = f" - at `$.{path}`" if path else ""
-        raise ApiError(code, f"{ERRORS[code][1]}: {problem}{where}", details={"path": path or "$"}) from None
+        raise ApiError(code, f"{ERRORS[code][1]}: {problem}{where}", path=path or "$") from None
 
 
 def too_large(limit: int) -> ApiError:
@@ -1358,8 +1366,10 @@ async def check_policies(endpoint: Endpoint) -> None:
     permission, request = endpoint.permission, endpoint.request
     facts = {"claims": endpoint.claims, "permission": permission, "method": request.method, "path": request.path}
     reason: str | None = "the policies have not decided in time"
-    with contextlib.suppress(TimeoutError):
+    try:
         reason = await endpoint.sidecar.hooks.pool.run(endpoint.sidecar.hooks.refusal, **facts)
+    except TimeoutError:
+        log.warning("%s: %s", endpoint.request_id, reason)
     if reason:
         raise forbidden(f"Refused by policy: {reason}", permission=permission, policy=reason)
 
@@ -1424,9 +1434,9 @@ def check_identifier(name: str, value: str) -> None:
     """Check a value out of a path; event types have a narrower form. Raises REQ_001 and EVT_002."""
     if name == "event_type":
         if value != "*" and not re.fullmatch(EVENT_TYPE, value):
-            raise ApiError("EVT_002", f"event_type {EVENT_TYPE_IN_WORDS}", details={"path": name})
+            raise ApiError("EVT_002", f"event_type {EVENT_TYPE_IN_WORDS}", path=name)
     elif not is_identifier(value):
-        raise ApiError("REQ_001", f"{name} {NAME_IN_WORDS}", details={"path": name})
+        raise ApiError("REQ_001", f"{name} {NAME_IN_WORDS}", path=name)
 
 
 # -- the endpoints, in the order of the reference
@@ -1461,7 +1471,7 @@ class StoreResult(Endpoint):
     async def respond(self, body: dict[str, Any]) -> dict[str, Any]:
         self.sidecar.tokens.check_identity(self.claims, body["agent_id"], body["agent_type"])
         if body.get("source") == "sidecar":
-            raise ApiError("AUTH_003", "Only the service stores results in others' names", details={"path": "source"})
+            raise ApiError("AUTH_003", "Only the service stores results in others' names", path="source")
         return await self.sidecar.results.store(body)
 
 
@@ -1477,7 +1487,7 @@ class PublishEvent(Endpoint):
     async def respond(self, event_type: str, body: dict[str, Any]) -> dict[str, Any]:
         if event_type == "*" or body.get("event_type") not in (event_type, None):
             problem = f"The path says {event_type}, the body {body.get('event_type')}"
-            raise ApiError("EVT_002", problem, details={"path": "event_type"})
+            raise ApiError("EVT_002", problem, path="event_type")
         self.sidecar.tokens.check_event_type(self.claims, event_type)
         self.sidecar.tokens.check_identity(self.claims, body["publisher"])
         return await self.sidecar.bus.publish(self.claims.project_id, event_type, body)
@@ -1619,7 +1629,7 @@ class Tokens:
         self, subject: str, agent_type: str, *, ttl: int | None = None, permissions: Sequence[str] | None = None,
         issue_id: str | None = None, bound: bool = False,
     ) -> str:  # fmt: skip
-        """``permissions`` only narrow what the type's category has."""
+        """A token; ``ttl`` in seconds, ``permissions`` only narrow the type's. Raises AGT_002."""
         allowed = CATEGORIES[self._agent_types.category(agent_type, people=True)].permissions
         now = int(time.time())
         claims: dict[str, Any] = {
@@ -1777,7 +1787,7 @@ class AgentTypes:
         if category and (people or not CATEGORIES[category].people):
             return category
         problem = "The type {} is for people: no agent has it" if category else "Unknown agent type {}"
-        raise ApiError("AGT_002", problem.format(agent_type), status=status, details={"path": "agent_type"})
+        raise ApiError("AGT_002", problem.format(agent_type), status=status, path="agent_type")
 
 
 # ==== Storage: one SQLite file, one writer thread ====
@@ -1906,7 +1916,7 @@ class Storage:
             self.files.place()
             return outcomes, records.inserted
         except Exception as error:  # a boundary: the job's caller gets it
-            with contextlib.suppress(StorageError):  # then the next transaction cannot begin, and is where it succeeds
+            with contextlib.suppress(StorageError):  # if it fails, so does the next begin, which rolls back
                 records.rollback()
             self.files.drop()
             if not jobs[1:]:
@@ -1985,7 +1995,7 @@ class Records:
     def rows(self, sql: str, *values: Any) -> list[Row]:
         return self._db.execute(sql, values).fetchall()
 
-    portion = rows  # plugins end it by the last column's bytes too: who reads goes on behind it
+    portion = rows  # a plugin's may end early, by bytes of the last column: callers go on behind it
 
     def one(self, sql: str, *values: Any) -> Any:
         """The first column of the first row, None where there is none."""
@@ -2171,7 +2181,7 @@ create table if not exists agent_outcome (agent text primary key, outcome text n
 create table if not exists revoked (
   project text not null, subject text not null, since real not null, primary key (project, subject)) without rowid;
 
--- what is kept as a number in meta; results are counted anew at each start
+-- what is kept as a number in meta; no trigger counts removed results: they are counted anew at each start
 create trigger if not exists event_stored after insert on event begin
   insert into meta values ('published:' || new.project, 1), ('undelivered:' || new.project, new.delivered = 0)
   on conflict do update set value = value + excluded.value; end;
@@ -2301,7 +2311,7 @@ class Results:
                     known.append(item)
                 except ApiError as error:
                     log.warning("plugin %s: next_agents: %s", rule.plugin, one_line(error))
-            proposals = known if known or found == [] else proposals
+            proposals = known if known or found == [] else proposals  # [] removes all, unknown types alone nothing
         last, redacted = {item.agent_type: item for item in proposals}, self._redaction.redact  # one each
         return [NextAgent(item.agent_type, item.priority, redacted(item.reason)[0]) for item in last.values()]
 
@@ -2314,7 +2324,8 @@ class Results:
 class ResultFiles:
     """The latest record of each agent type on each issue, in <project>/<issue>/<agent_type>.json. Everything blocks.
 
-    A record is written into NEW before its commit and moved to its path after it.
+    A record is written into NEW before its commit and moved to its path after it. The plugin guard puts in place
+    what a crash left.
     """
 
     NEW = ".new"  # no project can have this name
@@ -2427,7 +2438,7 @@ class EventBus:
         parts = text.split(",") if text else []
         if len(parts) > 32 or not all(map(EventBus.TERM.fullmatch, parts)):
             problem = "Invalid filter: field:value, 32 at most, with commas; other forms need the plugin filters"
-            raise ApiError("EVT_002", problem, details={"path": "filter"})
+            raise ApiError("EVT_002", problem, path="filter")
         terms = [part.split(":") for part in parts]
         has = (lambda event, field=field, value=value: value in event.texts(field) for field, value in terms)
         return Filter(text, tuple(has), dict(terms).get("issue_id"))
@@ -2521,7 +2532,7 @@ class EventBus:
         match = re.fullmatch(r"evt-([0-9a-f]{8})-(\d{12,18})", text, re.ASCII)
         if not match:
             problem = "since must be an event id, a cursor, earliest or latest"
-            raise ApiError("REQ_001", problem, details={"path": "since"})
+            raise ApiError("REQ_001", problem, path="since")
         seq = int(match[2])
         own = match[1] == self._storage.epoch
         if own and floor <= seq and (seq <= head or seq <= read.head()):  # what is committed may not be told yet
@@ -2612,7 +2623,7 @@ class EventBus:
     async def round_trip(self) -> bool:
         """Whether a waiter that is parked and woken, as everybody's are, wakes within 2 s."""
         channel = "", "probe"
-        asyncio.get_running_loop().call_soon(lambda: self.wake(self._parked[*channel, None], 1))
+        asyncio.get_running_loop().call_soon(lambda: self.wake(self._parked[(*channel, None)], 1))
         return await self.park(channel, ("health", Filter(), 0), 2.0, HangUp()) == 1
 
     def statistics(self) -> dict[str, Any]:
@@ -2764,7 +2775,7 @@ class Contexts:
         self._pool = Pool("contexts", 8, 120)
         self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
         self._bytes = self._hits = self._misses = 0
-        # by the newest event, which each result comes with: a query waits for threads that build contexts
+        # by the newest event, which each result comes with: a query gives up the GIL, and waits for those who build
         self._newest = functools.lru_cache(1000)(lambda seq, *issue: storage.read.newest_result(*issue))
         self._tag = functools.lru_cache(256)(lambda *facts: f'W/"{checksum(repr(facts))[7:39]}"')
         self.project = hooks.part(Project, settings)(settings.root, settings.storage)
@@ -2837,7 +2848,7 @@ class Contexts:
         return built
 
     def _build(self, key: ContextKey, rows: list[bytes], state: ProjectState, etag: str) -> BuiltContext:
-        """The same, in a worker thread; another ETag than ``etag`` keeps it from being given again."""
+        """``made``'s work. Blocks. A plugin returns another ETag to keep it out of the cache."""
         try:  # What changes after the state's files were looked at shows at the next look.
             outputs = [json.loads(row) for row in rows]
             ranked = self.rank(key, outputs, state)
@@ -2852,7 +2863,7 @@ class Contexts:
     def redacted(self, sections: Sections) -> Sections:
         """``sections`` without secrets, and with their number."""
         contents = [file.pop("content") for file in sections["relevant_files"]]
-        parts = [redaction().redact_json({name: part}) for name, part in sections.items()]  # which is remembered
+        parts = [redaction().redact_json({name: part}) for name, part in sections.items()]  # a plugin remembers them
         sections = {name: part for redacted, _ in parts for name, part in redacted.items()}
         sections["metadata"]["redactions"] = sum(number for _, number in parts)
         for file, content in zip(sections["relevant_files"], contents, strict=True):
@@ -2912,7 +2923,7 @@ class Contexts:
 
     def rank(self, key: ContextKey, outputs: list[dict[str, Any]], state: ProjectState) -> list[RankedFile]:
         """The first ranking that a plugin gives, else the built-in one."""
-        files = self.project.without_secrets(state.files)
+        files = self.project.readable(state.files)
         request = RankRequest(
             root=state.root, index_folder=str(self._index_folder), files=files, category=key.category, task=key.task,
             agent_type=key.agent_type, outputs=outputs, head=state.head,
@@ -2987,12 +2998,12 @@ class Project:
         digest = secrets.token_hex(16) if young else checksum(repr((found, git, head)))
         return ProjectState(str(self._root), files, git, head, digest)
 
-    def without_secrets(self, files: list[FileFact]) -> list[FileFact]:
+    def readable(self, files: list[FileFact]) -> list[FileFact]:
         """The files whose contents contexts may give."""
         return [file for file in files if not is_secret(file.path)]
 
     def ask(self) -> tuple[list[str], GitContext, str | None]:
-        """(names of files, what git says, the commit), without the running module. Raises GitError."""
+        """(names of files, what git says, the commit), without the copy that this file is there. Raises GitError."""
 
         def said(*words: str) -> str:
             return clean_text(os.fsdecode(run_git(root, *words) or b"").strip())
@@ -3017,7 +3028,7 @@ class Project:
 
 
 class ProjectState(Struct, frozen=True):
-    """The project at one moment. Where a further change could leave no trace no other state has the ``digest``."""
+    """The project at one moment. While a change could leave no trace, ``digest`` is one of a kind."""
 
     root: str
     files: list[FileFact]
@@ -3103,7 +3114,7 @@ def run_git(folder: Path | str, *arguments: str, **named: Any) -> bytes | None:
 
 
 def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = None, listed: bytes = b"") -> bytes:
-    """The output of git, which runs nothing the repository names; ``listed``: of LIST_SETTINGS. Raises GitError."""
+    """The output of git, which runs nothing the repository names; ``listed`` that of LIST_SETTINGS. Raises GitError."""
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     environ = {name: value for name, value in os.environ.items() if not GIT_ELSEWHERE.match(name)}
     environ |= GIT_ENVIRONMENT | (env or {})
@@ -3442,7 +3453,7 @@ class Agents:
             await self._insist(self.processes.end, running)
         if isinstance(error, OSError):
             what = f"{Path(str(error.filename)).name}: " if error.filename else ""
-            error = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or type(error).__name__}")
+            error = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or 'no answer in time'}")
         elif isinstance(error, ApiError) and error.code[:3] == "CTX":
             error = ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}")
         facts = {"state": "failed", "ended": time.time(), "pid": None, "reason": getattr(error, "message", None)}
@@ -3496,7 +3507,7 @@ class Agents:
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], row["exit_code"])
 
     async def judge(self, running: Running) -> None:
-        """Set in the row how an agent ended. After a crash, again."""
+        """Set in the row how an agent ended. Called again after a crash."""
         code = running.exit_code
         by_itself: AgentState = "lost" if code is None else "failed" if code else "completed"
         died = -code if code and code < 0 else None
@@ -3539,7 +3550,7 @@ class Agents:
         raise ApiError("REQ_002", f"No agent {agent_id}")
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
-        """An agent as readers get it, and by ``last_word`` the events of its end. Blocks."""
+        """An agent as readers get it. Blocks. ``last_word``, of its own: as the events of its end have it."""
         return agent_facts(row)
 
     last_word = describe
@@ -3619,7 +3630,7 @@ class Launcher:
         )  # fmt: skip
 
     def may_set(self, variable: str) -> bool:
-        """Whether a request may set it, in capitals: here, what steers no program."""
+        """Whether a request may set ``variable``, given in capitals: alone, what steers no program."""
         own = r"(APP|FEATURE|TESTS?|VITE|NEXT_PUBLIC|REACT_APP)_.*|(?!CCO_).*_(VERSION|TOKEN|KEY)|API_BASE_URL"
         return re.fullmatch(own, variable) is not None
 
@@ -4022,7 +4033,7 @@ class Program:
         if command == "token" and options.type is None:
             parser.error("the following arguments are required: --type")
         for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
-            if name.removeprefix("CCO_SIDECAR_").lower() not in option_table():  # which only plugins may heed
+            if name.removeprefix("CCO_SIDECAR_").lower() not in option_table():  # perhaps a plugin's
                 raise StartError(f"{name}: no such option; {ABSENT}")
         options.run = command_token if command == "token" else command_serve
         return options
@@ -4116,7 +4127,7 @@ def banner(sidecar: Sidecar) -> str:
         f"  Project:  {sidecar.info.project_id}",
         f"  Root:     {sidecar.info.root}",
         f"  Storage:  {sidecar.storage.place}",
-        *sidecar.hooks.told(sidecar.settings),
+        *sidecar.hooks.banner_lines(sidecar.settings),
         "  Stop:     Ctrl-C",
     ])  # fmt: skip
 
@@ -4164,13 +4175,14 @@ StorageError = sqlite3.Error  # every fault of the storage is one
 
 
 class ApiError(Exception):
-    """A refusal with its code of ERRORS, which the base handler answers."""
+    """A refusal with its code of ERRORS and the ``path`` of a bad field, which the base handler answers."""
 
     def __init__(
-        self, code: str, message: str = "", *, status: int = 0, details: Any = None, retry_after: int | None = None,
-        allowance: Mapping[str, str] = {},
+        self, code: str, message: str = "", *, path: str = "", details: Any = None, status: int = 0,
+        retry_after: int | None = None, allowance: Mapping[str, str] = {},
     ) -> None:  # fmt: skip
-        self.code, self.details, self.retry_after, self.allowance = code, details, retry_after, allowance
+        self.code, self.retry_after, self.allowance = code, retry_after, allowance
+        self.details = {"path": path} if path else details
         usual, standard = ERRORS[code]
         self.status, self.message = status or usual, message or standard
         self.error = ERROR_OF_STATUS.get(self.status, ERROR_OF_STATUS[usual])
@@ -4223,7 +4235,7 @@ class Pool:
 
     async def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """What ``function`` returns or raises; TimeoutError, and its thread is left to itself."""
-        if asyncio.current_task() is None:  # the first step of a coroutine, which has a task from the next one on
+        if asyncio.current_task() is None:  # plugins/_steps.py takes a first step without one
             await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
 

@@ -8,6 +8,7 @@ Answers to asks are taken as JSON says them. An error is told with its line in t
 from __future__ import annotations
 
 import argparse
+import asyncio
 import collections
 import concurrent.futures
 import contextlib
@@ -46,6 +47,7 @@ from cco_sidecar import (
     ResultBody,
     Sections,
     Settings,
+    SidecarInfo,
     StartError,
     arguments_of,
     bundled_folder,
@@ -151,7 +153,7 @@ class SafeHooks(Hooks):
     SPECS = Hooks.SPECS | {
         name: spec for kind in (MoreAsks, MoreTells) for name, spec in vars(kind).items() if name[0] != "_"
     }
-    LIVE = Hooks.LIVE | vars(MoreTells).keys() | {"register_commands"}
+    NO_DATA = Hooks.NO_DATA | vars(MoreTells).keys() | {"register_commands"}
     TIMEOUT = 5.0
     MAX_STUCK = 4  # calls of one plugin that may hang at a time before it is passed over
     MAX_UNTOLD = 10_000
@@ -181,7 +183,7 @@ class SafeHooks(Hooks):
                 off = f": plugins are turned off by {settings.where('no_plugins')}" if settings.no_plugins else ""
                 raise StartError(f"{settings.where(name)}: the plugin {reader}, which reads it, is not loaded{off}")
 
-    def told(self, settings: Settings) -> list[str]:
+    def banner_lines(self, settings: Settings) -> list[str]:
         """Also who is skipped, and what is missing only where no bundled plugin is in use."""
         used = [plugin for plugin in self.loaded if plugin.source != "built in" and not plugin.problem]
         own = [plugin.name for plugin in used if bundled_folder() not in Path(plugin.source).parents]
@@ -311,7 +313,7 @@ class SafeHooks(Hooks):
             answer = nested = super().call(row, facts)
         except msgspec.ValidationError as error:
             raise msgspec.ValidationError(self.in_words(row.hook, str(error))) from None
-        if row.hook in self.LIVE or row.hook == "rank_files":  # which is as long as the project is large
+        if row.hook in self.NO_DATA or row.hook == "rank_files":  # which is as long as the project is large
             return answer
         for _ in range(MARGIN):
             nested = [nested]
@@ -334,6 +336,15 @@ class SafeHooks(Hooks):
             super().tell(hook, **facts)
         else:
             log.warning("observers are too slow: one %s was not told", hook)
+
+    async def close(self, info: SidecarInfo) -> None:
+        """Tell observers first what they have not heard, for TIMEOUT at most."""
+        self._untold.put(None)
+        if self._teller:
+            heard, _ = await asyncio.wait([asyncio.wrap_future(self._teller)], timeout=self.TIMEOUT)
+            if not heard:
+                log.warning("observers are too slow: some were not told what happened last")
+        await super().close(info)
 
     def failed(self, row: Implementation, error: BaseException) -> None:
         if row.hook == "resolve_issue" and isinstance(error, IssueNotFound):

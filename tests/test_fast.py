@@ -54,7 +54,7 @@ class Both(Running):
         settings = SimpleNamespace(no_fast=not self.fast, max_connections=50, request_timeout=self.seconds)
         kind = plugin("fast").part_class(settings, Server) or Server
         kind = plugin("strict").part_class(settings, plugin("http2").part_class(kind))
-        return type("Tested", (kind,), {"request_callback": None})
+        return type("Tested", (kind,), {"request_callback": None, "BODY_LONGER": 0.0})
 
     def connect(self) -> socket.socket:
         line = socket.create_connection(("127.0.0.1", self.port), timeout=10)
@@ -538,7 +538,7 @@ def test_trailers_that_are_malformed_or_endless_are_refused(trailers: bytes) -> 
 
 
 def test_what_is_idle_or_stuck_is_closed(make: Callable[..., Both]) -> None:
-    server = make(seconds=0.3, idle_connection_timeout=0.3, body_timeout=0.3)
+    server = make(seconds=0.3, idle_connection_timeout=0.3)
     assert server.ask(b"") == b"", "idle from the start"
     assert server.ask(HEAD % (b"/big?n=3", b"")).endswith(b"xxx"), "idle behind a request"
     assert server.ask(HEAD.replace(b"GET", b"POST") % (b"/upload", b"Content-Length: 9\r\n") + b"x") == b""

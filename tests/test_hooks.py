@@ -712,6 +712,38 @@ def test_plugins_are_told_of_start_and_stop(tmp_path: Path, make_service: Callab
     assert "Traceback" not in service.log
 
 
+SLOW_OBSERVER = """
+    import time
+
+    @hookimpl
+    def event_published(event):
+        time.sleep({seconds})
+        note("event_published", event["data"]["number"])
+
+    @hookimpl
+    def shutdown(info):
+        note("shutdown", info.url)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "heard"), [(0.2, [0, 1, 2]), (60, [])])
+def test_observers_hear_before_the_stop_what_they_have_not_heard_and_hold_it_up_for_seconds_at_most(
+    tmp_path: Path, make_service: Callable[..., Service], seconds: float, heard: list[int]
+) -> None:
+    code = textwrap.dedent(PLUGINS["observer"].partition("@hookimpl")[0]) + textwrap.dedent(
+        SLOW_OBSERVER.format(seconds=seconds)
+    )
+    plugins = write_plugins(tmp_path / "plugins", {"slow": code})
+    service = make_service("--plugins", str(plugins), env={"NOTES": str(tmp_path / "notes")})
+    for number in range(3):
+        service.client().publish("noted", {"number": number})
+    assert service.stop() == 0
+    assert notes(service, "event_published") == heard and notes(service, "shutdown") == [service.url]
+    lines = (tmp_path / "notes").read_text().splitlines()
+    assert json.loads(lines[-1])[0] == "shutdown"
+    assert ("observers are too slow" in service.log) is not bool(heard)
+
+
 EXERCISED = {
     "register_agent_types": test_a_plugin_adds_agent_types,
     "context_section": test_a_plugin_adds_a_context_section_and_its_answer_takes_the_place_of_a_built_in_one,
@@ -1428,7 +1460,7 @@ def test_alone_no_plugins_nonsense_fails_a_request(
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
-def test_policies_that_hang_refuse(calls: int) -> None:
+def test_policies_that_hang_refuse_and_the_log_says_so(calls: int, caplog: pytest.LogCaptureFixture) -> None:
     """Each has an end of its own with plugins; without them the requests wait no longer than for any plugin."""
     hang = threading.Event()
 
@@ -1443,7 +1475,8 @@ def test_policies_that_hang_refuse(calls: int) -> None:
         hooks.pool = cco_sidecar.Pool("asks", 2, 0.1)
         request = types.SimpleNamespace(method="GET", path="/status")
         sidecar = types.SimpleNamespace(hooks=hooks)
-        endpoint: Any = types.SimpleNamespace(permission=None, request=request, claims=None, sidecar=sidecar)
+        facts = {"permission": None, "request": request, "request_id": "req-1", "claims": None, "sidecar": sidecar}
+        endpoint: Any = types.SimpleNamespace(**facts)
         checks = (cco_sidecar.check_policies(endpoint) for _ in range(calls))
         return await asyncio.gather(*checks, return_exceptions=True)
 
@@ -1453,6 +1486,7 @@ def test_policies_that_hang_refuse(calls: int) -> None:
         hang.set()
     assert [(error.code, error.status) for error in refusals] == [("AUTH_003", 403)] * calls
     assert all("not decided in time" in error.message for error in refusals)
+    assert caplog.text.count("req-1: the policies have not decided in time") == calls
 
 
 @pytest.mark.parametrize("category", ["codingg", "Coding", ""])

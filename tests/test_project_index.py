@@ -137,7 +137,7 @@ def test_what_depends_on_the_names_alone_is_made_anew_where_one_changed_and_only
         return [each.cache_info().misses for each in remembered]
 
     def told(state: ProjectState) -> list[Any]:
-        open_files = index.without_secrets(state.files)
+        open_files = index.readable(state.files)
         names = tuple(file.path for file in state.files)
         return [cco_sidecar.list_names(names), cco_sidecar.main_language(names), [file.path for file in open_files]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import io
@@ -31,7 +32,7 @@ import requests
 from conftest import MODULE, PROJECT, ROOT, Client, Service, clean_environment, git, make_repository, plugin, until
 
 import cco_sidecar
-from cco_sidecar import Settings, StartError, load_settings, option_table, read_option
+from cco_sidecar import Settings, StartError, is_identifier, load_settings, option_table, read_option
 
 
 def run(
@@ -427,6 +428,40 @@ def test_a_misspelt_variable_is_said_and_passed_over(folder: Path) -> None:
         "cco: CCO_SIDECAR_PROT: unknown variable, did you mean CCO_SIDECAR_PORT?",
         "cco: CCO_SIDECAR_X: unknown variable",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "project"),
+    [
+        ("a..b", "a.b"),
+        ("a...b", "a.b"),
+        ("x.....", "x"),
+        ("...", "project"),
+        ("Ein Haus", "ein-haus"),
+        ("a.-..b", "a.-.b"),
+    ],
+)
+def test_the_project_is_called_as_its_folder_in_letters_that_an_id_may_have(
+    tmp_path: Path, name: str, project: str
+) -> None:
+    (tmp_path / name).mkdir()
+    settings = load_settings({"root": str(tmp_path / name), "storage": str(tmp_path / "state")}, {})
+    assert settings.project == project and is_identifier(settings.project)
+
+
+def test_an_older_interpreter_reads_the_file_up_to_the_line_that_says_what_it_needs() -> None:
+    """Python 3.8 takes a file whose grammar it knows: a subscript with a bare star in it came with 3.11."""
+
+    def bare_stars(source: str) -> list[str | None]:
+        tree = ast.parse(source, feature_version=(3, 8))
+        indices = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+        tuples = [
+            it for it in indices if isinstance(it, ast.Tuple) and any(isinstance(e, ast.Starred) for e in it.elts)
+        ]
+        return [text for text in (ast.get_source_segment(source, each) for each in tuples) if text and text[0] != "("]
+
+    assert bare_stars("a[*b, None], a[(*b, None)]") == ["*b, None"]
+    assert bare_stars(MODULE.read_text()) == []
 
 
 def test_relative_paths_in_a_file_start_at_the_root_and_those_of_a_flag_at_the_working_folder(

@@ -61,7 +61,7 @@ class GitProject(Project):
         ]
         return msgspec.structs.replace(state, files=files, git=without_changes(state.git, own))
 
-    def without_secrets(self, files: list[FileFact]) -> list[FileFact]:
+    def readable(self, files: list[FileFact]) -> list[FileFact]:
         return without(files, secret_among(tuple(file.path for file in files)))
 
 

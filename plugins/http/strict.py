@@ -90,13 +90,13 @@ class StrictServer(PatientServer):
 
     max_connections: int
     request_timeout: float  # seconds from a head's first byte to its last
+    BODY_LONGER = 15.0  # seconds until a body ends the connection: HurriedEndpoint says why before that
     MAX_LONG_LINES = 100  # read at once, before anybody knows whose they are: 36 MB
     long_lines = 0
     LINGERING = 200  # refused connections that are still read for a while; more than these are closed at once
 
     def initialize(self, *args: Any, **options: Any) -> None:
-        body_timeout = self.request_timeout + 15.0  # HurriedEndpoint says why before that
-        super().initialize(*args, **options | {"body_timeout": body_timeout})
+        super().initialize(*args, **options | {"body_timeout": self.request_timeout + self.BODY_LONGER})
         self._lingering: set[asyncio.Task[None]] = set()
 
     def handle_stream(self, stream: tornado.iostream.IOStream, address: Any) -> None:

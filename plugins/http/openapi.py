@@ -71,6 +71,8 @@ CLIENTS_MOMENTS = {"ResultSubmission.timestamp", "StoredResult.timestamp"}
 
 WORDS = {  # of a type, of a field of a type, of a field or parameter of any type: the most specific counts
     "AgentStatistics": "Agents, counted since the storage was made.",
+    "Change": 'An uncommitted change; `diff` is "+added -removed" lines, null for untracked and binary files.',
+    "Commit": "A commit of the project.",
     "FileEntry": "A file that a result created, changed or deleted.",
     "PluginList": "The plugins of the service.",
     "ResultBody": "What an agent did.",

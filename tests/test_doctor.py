@@ -631,6 +631,120 @@ def test_the_reasons_of_agents_ends_and_answers_for_repeats_are_saved_where_they
         assert saved.rows("select answer from idempotency") == [(b"{}",)] * kept
 
 
+VERSION_1 = Path(__file__).with_name("schema_1.sql").read_text()
+
+
+def opened_by_version_1(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None)
+    database.executescript(VERSION_1)
+    return database
+
+
+def opened_with_plugins(path: Path) -> sqlite3.Connection:
+    database = cco_sidecar.open_database(path)
+    for name in ("guard", "indexes", "repeats"):
+        plugin(name).part_class(cco_sidecar.Records)(database)
+    return database
+
+
+ORIGINS: dict[str, list[Callable[[Path], sqlite3.Connection]]] = {  # who opened the database, one after the other
+    "the file alone": [cco_sidecar.open_database],
+    "with plugins": [opened_with_plugins],
+    "the file alone, then with plugins": [cco_sidecar.open_database, opened_with_plugins],
+    "version 1": [opened_by_version_1],
+    "version 1, then the file alone": [opened_by_version_1, cco_sidecar.open_database],
+    "version 1, then with plugins": [opened_by_version_1, opened_with_plugins],
+}
+LOST_PAGES = {  # names the page
+    "the first one": lambda pages: 0,
+    "one of the schema's own": lambda pages: [b"CREATE TABLE meta" in page[8:] for page in pages].index(True),
+}
+
+
+def fill(database: sqlite3.Connection, first: int) -> None:
+    """60 results, events and agents, and an answer where those are kept."""
+    database.row_factory = sqlite3.Row
+    for name in map(str, range(first, first + 60)):
+        for table in ("event", "result", "agent"):
+            columns = database.execute(
+                f"select name from pragma_table_info('{table}') where \"notnull\" and name != 'seq'"
+            )
+            row = {column["name"]: "{}" for column in columns} | ({} if table == "event" else {"id": name})
+            cco_sidecar.Records(database).insert(
+                table, row | ({} if table == "agent" else {"body": b"%d" % (10**2500)})
+            )
+    if database.execute("select count(*) from sqlite_master where name = 'idempotency'").fetchone()[0]:
+        plugin("repeats").AnswerRecords(database).remember("p", "s", "POST /x", str(first), "digest", b"{}")
+
+
+@pytest.mark.parametrize(
+    ("origin", "lost"),
+    [(origin, "the first one") for origin in ORIGINS] + [("with plugins", "one of the schema's own")],
+)
+def test_a_database_whose_first_page_is_lost_is_saved_whoever_made_it(tmp_path: Path, origin: str, lost: str) -> None:
+    path = tmp_path / "old.db"
+    (tmp_path / "work").mkdir()
+    for number, opened in enumerate(ORIGINS[origin]):
+        with contextlib.closing(opened(path)) as database:
+            fill(database, 60 * number)
+            database.execute("pragma wal_checkpoint(truncate)")
+    content = path.read_bytes()
+    overwrite(path, LOST_PAGES[lost]([content[at : at + 4096] for at in range(0, len(content), 4096)]))
+    counts, unread = plugin("_salvage").rebuild(path, tmp_path / "work")
+    saved = 60 * len(ORIGINS[origin])
+    assert [counts[table] for table in ("event", "result", "agent")] == [saved] * 3
+    by_plugins = "with plugins" in origin
+    assert (counts["idempotency"], unread) == ((by_plugins, []) if lost == "the first one" else (0, ["idempotency"]))
+
+
+def test_a_page_of_another_schema_is_no_first_page(tmp_path: Path) -> None:
+    """Tables would be read where indexes lie."""
+    (tmp_path / "work").mkdir()
+    with contextlib.closing(opened_by_version_1(tmp_path / "old.db")) as database:
+        fill(database, 0)
+    content = (tmp_path / "old.db").read_bytes()
+    for number in range(0, len(content), 4096):
+        if content.find(b"CREATE ", number, number + 4096) > 0:
+            overwrite(tmp_path / "old.db", number // 4096)
+    overwrite(tmp_path / "old.db", 0)
+    with pytest.raises(cco_sidecar.StartError, match="nothing can be read of"):
+        plugin("_salvage").rebuild(tmp_path / "old.db", tmp_path / "work")
+
+
+def test_what_version_1_had_columns_for_is_saved_among_the_facts_about_agents(
+    tmp_path: Path, make_service: Callable[..., Service]
+) -> None:
+    service = make_service()
+    service.stop()
+    path = service.storage / "sidecar.db"
+    for file in path.parent.glob("sidecar.db*"):
+        file.unlink()
+    evidence = "1, '[]', null, 'birth', '[[7, \"birth\"]]', 1, 1.5, 2, 3, 4, 5.0, '[\"GET\", \"/x\", 1.5]'"
+    with contextlib.closing(opened_by_version_1(path)) as database:
+        fill(database, 0)
+        database.executescript(f"""
+            update agent set project = '{PROJECT}', issue = 'i-1', state = 'completed', started = 1.0, ended = 2.0,
+              exit_code = 0, time_limit = 60.0;
+            insert into agent_evidence values ('0', {evidence}), ('1', {evidence}), ('2', {evidence.replace("1.5", "'x'", 1)});
+            insert into agent_outcome values ('1', '{{"cpu": 9.0, "reason": "out of memory"}}');
+            update result set body = 'x' where seq = 3;
+            insert or ignore into meta values ('epoch', '01234567');
+        """)
+    plugin("_salvage").salvage(cco_sidecar.load_settings({"root": str(service.root), "storage": str(path.parent)}, {}))
+    with contextlib.closing(cco_sidecar.Records(cco_sidecar.connect_database(path, read_only=True))) as read:
+        row = read.agent(PROJECT, "0")
+    assert row and (row["birth"], row["ordered"], row["seen"]) == ("birth", 1, '[[7, "birth"]]')
+    client = service.start().client()
+    for agent, seconds in (("0", 1.5), ("1", 9.0)):
+        told = client.get(f"/api/agents/{agent}/status").json()
+        usage, call = told["usage"], told["last_call"]
+        assert (usage["cpu_seconds"], usage["peak_memory_bytes"], usage["processes"]) == (seconds, 3, 4)
+        assert (call["method"], call["path"]) == ("GET", "/x")
+    assert told["reason"] == "out of memory"
+    spoilt = client.get("/api/agents/2/status").json()
+    assert (spoilt["usage"]["cpu_seconds"], spoilt["usage"]["processes"]) == (0.0, 4)
+
+
 @pytest.mark.parametrize(("given", "next_number"), [(700, 701), (3, 43), (1 << 62, 43), ("x", 43)])
 def test_the_numbers_of_events_go_on_where_all_events_are_gone(tmp_path: Path, given: object, next_number: int) -> None:
     (tmp_path / "work").mkdir()

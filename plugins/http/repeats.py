@@ -36,6 +36,7 @@ from cco_sidecar import (
     log,
     one_line,
 )
+from cco_sidecar_plugins.storage._schema import add_to_schema
 
 
 @hookimpl(trylast=True)  # what others do with an answer they also do with one that is given again
@@ -208,7 +209,7 @@ class AnswerRecords(Records):
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
-        connection.executescript(self.TABLE)  # nothing is written where it is there: a reading connection finds it
+        add_to_schema(connection, self.TABLE)
 
     def recall(self, project: str, subject: str, endpoint: str, key: str, since: float) -> Row | None:
         """The digest of a request's body and the answer to it, where that is not older."""

@@ -40,7 +40,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import folder_size
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins.storage._pages import INDEXES
+from cco_sidecar_plugins.storage._schema import add_to_schema
 
 log = logging.getLogger("cco")
 
@@ -49,18 +49,14 @@ SMALL = 1_000  # bytes of a body
 
 
 class ForgettingRecords(Records):
-    """Also finds what is kept no longer, forgets readers' positions, and reads no more than an answer can hold; lists
-    have their indexes.
-    """
+    """Also finds what is kept no longer, forgets readers' positions, and reads no more than an answer can hold."""
 
     OUTPUT_BYTES = 10 * MB  # of a context
-    INDEXES = f"create index if not exists position_by_age on position (moved); {INDEXES}"
+    INDEX = "create index if not exists position_by_age on position (moved);"
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
-        connection.executescript(
-            self.INDEXES
-        )  # nothing is written where they are there: a reading connection finds them
+        add_to_schema(connection, self.INDEX)
 
     def portion(self, sql: str, *values: Any, most: int = PAGE_BYTES) -> list[Row]:
         """Rows until their last columns have more than ``most`` bytes."""
@@ -262,7 +258,7 @@ class LimitedStorage(GatheringStorage):
         async with self._pruning:
             if time.monotonic() - self._measured > self.SWEEP_SECONDS:
                 with contextlib.suppress(StorageError, OSError):  # the write itself says why
-                    await self._remove()
+                    await self._sweep_all()
                 await self._measure()
 
     def _answer(self, writes: list[Write], outcomes: list[Any], events: Inserted) -> None:
@@ -285,13 +281,13 @@ class LimitedStorage(GatheringStorage):
 
     async def sweep(self) -> None:
         """Remove what may go, and measure now and then."""
-        await self._remove()
+        await self._sweep_all()
         if time.monotonic() - self._measured > self.MEASURE_SECONDS:
             async with self._pruning:
                 await self._measure()
 
-    async def _remove(self) -> None:
-        """In steps that hold the writer for a few milliseconds."""
+    async def _sweep_all(self) -> None:
+        """Remove what may go, in steps that hold the writer for a few milliseconds."""
         while await self.write(self._sweep):
             await asyncio.sleep(0.005)
 

@@ -14,13 +14,6 @@ from msgspec import Meta
 
 from cco_sidecar import PAGE_BYTES, ApiError, Records, Row
 
-INDEXES = """
-create index if not exists result_by_agent on result (project, agent_id, seq);
-create index if not exists result_by_type on result (project, agent_type, seq);
-create index if not exists result_by_status on result (project, status, seq);
-create index if not exists agent_by_type on agent (project, type, seq);
-create index if not exists agent_by_end on agent (project, ended);
-"""
 ORDER = {False: "seq", True: "seq desc"}  # of a list's rows, and with ``newest``
 
 PartOfId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}\Z")]

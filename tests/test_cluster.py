@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import itertools
@@ -38,6 +39,8 @@ from conftest import (
     until,
 )
 from test_tls import make_pair
+
+import cco_sidecar
 
 PASSWORD = "not-to-be-told"
 ReplicatedStorage: Any = plugin("_replicated").ReplicatedStorage
@@ -384,6 +387,43 @@ def test_a_snapshot_takes_the_place_of_old_entries_and_nobody_misses_any(
     late = new.client().publish("late")["event_id"]
     for sidecar in (a, b):
         assert ids(sidecar.client().wait("late", since=events[-1], timeout=5000)) == [late]
+
+
+def test_a_snapshot_that_a_newer_version_made_is_not_taken_and_one_line_says_why(
+    make_team: Callable[..., Team], tmp_path: Path
+) -> None:
+    said = "a newer version of this program made the snapshot that is needed: update this one"
+    with servers(tmp_path / "nats") as own:
+        team = make_team(own.url, "--nats-snapshot-entries", "1")
+        newer, away = team.start(2)
+        known = [newer.client().publish("before")["event_id"]]
+        assert ids(away.client(sub="reader").wait("before")) == known
+        away.kill()
+        with contextlib.closing(sqlite3.connect(newer.storage / "replica.db")) as replica:
+            replica.execute(f"pragma user_version = {cco_sidecar.SCHEMA_VERSION + 1}")
+
+        def log_is_cut() -> bool:
+            newer.client().publish()
+            return int(own.nodes[0].streams()[f"cco-{PROJECT}"]["state"]["first_seq"]) > 10
+
+        until(log_is_cut, 60)
+        for sidecar in (away, team.sidecar()):
+            assert said in not_started(sidecar)
+        newer.kill()
+        own.nodes[0].kill()
+        away.start()
+        own.start()
+
+        def refused() -> bool:
+            health = away.client().get("/health")
+            return health.status_code == 503 and said in health.text
+
+        until(refused, 60)
+        time.sleep(3 * ReplicatedStorage.LOOK_SECONDS)  # it looks again
+        assert refused() and away.log.count(said) == 1
+        assert ids(away.client(sub="another").wait("before", since="earliest")) == known, "what it has"
+        with contextlib.closing(sqlite3.connect(away.storage / "replica.db")) as replica:
+            assert replica.execute("pragma user_version").fetchone() == (cco_sidecar.SCHEMA_VERSION,)
 
 
 def test_copies_of_the_database_that_a_killed_sidecar_has_left_are_removed_at_its_start(

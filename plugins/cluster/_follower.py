@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cco_sidecar import Inserted, ResultFiles, StorageError, log
+from cco_sidecar import SCHEMA_VERSION, Inserted, ResultFiles, StorageError, log
 from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, Joined
 from cco_sidecar_plugins.cluster._replica import EVENT, FORMAT, Replica, event_of
@@ -44,6 +44,8 @@ class Follower:
         self.joined: Joined | None = None
         self.fault: str | None = None  # why this sidecar takes no part in the log, which is reached
         self.starting = True  # then it is for the start to say what is wrong
+        self._told = ""  # the fault that the log was told of last
+        self._newer = 0  # the snapshot that a newer version of this program made
         self.restored = 0  # how often a snapshot took the replica's place
         self.weight = 0  # bytes of the entries heard
 
@@ -87,12 +89,10 @@ class Follower:
 
     def _take_part(self, joined: Joined) -> None:
         """Make sure that the log is ours; note it where this is the first one that we know."""
-        self.joined, before = None, self.fault
-        self.fault = self._problem(joined)
-        if self.fault:
-            if self.fault != before and not self.starting:
-                log.error("the log at NATS: %s", self.fault)
+        if fault := self._problem(joined):
+            self._stand_aside(fault)
             return
+        self.joined = self.fault = None
         epoch = joined.metadata["epoch"]
         if not self.epoch:
             self.replica.begin(time.time())
@@ -101,7 +101,15 @@ class Follower:
             self.epoch = epoch
         if joined.first > self.applied + 1:
             self._jump(joined.first - 1)
-        self.joined = joined
+        if not self.fault:
+            self.joined, self._told = joined, ""
+
+    def _stand_aside(self, fault: str) -> None:
+        """Take no part in the log, and say why once."""
+        self.joined, self.fault = None, fault
+        if fault != self._told and not self.starting:
+            log.error("the log at NATS: %s", fault)
+            self._told = fault
 
     def _problem(self, joined: Joined) -> str | None:
         """Why this sidecar cannot take part."""
@@ -158,16 +166,19 @@ class Follower:
                 log.error("the file of %s cannot be written: %s", row["id"], error)
 
     def _jump(self, needed: int) -> None:
-        """Take the newest snapshot in the place of entries that are no longer there. Raises StorageError."""
+        """Take the newest snapshot in the place of entries that are no longer there, unless a newer version made it.
+        Raises StorageError.
+        """
         gone = f"entries {self.applied + 1} to {needed} of the log are not there"
         newest = self._snapshots.newest()
         if newest is None or newest < needed:
             raise LogAway(f"{gone}, and no snapshot has them")
-        log.info("the log at NATS: %s, a snapshot is", gone)
         replica, head, stored = self.replica, self.replica.head(), self.replica.one("select max(seq) from result") or 0
-        with self._snapshots.fetched(newest) as source:
-            port = replica.meta("port")
-            replica.restore(source)
+        port = replica.meta("port")
+        if not self._restore(newest):
+            self._stand_aside("a newer version of this program made the snapshot that is needed: update this one")
+            return
+        log.info("the log at NATS: %s, a snapshot is", gone)
         self.restored += 1
         self.epoch, self.applied = replica.meta("log") or "", int(replica.meta("applied") or 0)
         replica.begin(time.time())
@@ -178,3 +189,13 @@ class Follower:
         told = [(event_of([row[name] for name in EVENT]), row["seq"]) for row in events]
         self._place([dict(row) for row in replica.rows(self.LATEST, stored)])
         self._tell(told, [row[0] for row in replica.rows("select subject from revoked")])
+
+    def _restore(self, snapshot: int) -> bool:
+        """Let it take the replica's place; False where a newer version made it, as no later start would open that."""
+        if snapshot != self._newer:
+            with self._snapshots.fetched(snapshot) as source:
+                if source.execute("pragma user_version").fetchone()[0] <= SCHEMA_VERSION:
+                    self.replica.restore(source)
+                    return True
+            self._newer = snapshot
+        return False

@@ -53,9 +53,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 import argparse
 import asyncio
 import collections
-import contextlib
 import errno
-import functools
 import hashlib
 import http
 import importlib.machinery
@@ -83,7 +81,9 @@ import types
 import typing
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -285,7 +285,7 @@ def read_option(name: str, where: str, value: Any, folder: Path | None = None) -
     return folder / found if isinstance(found, Path) else found
 
 
-@functools.cache
+@cache
 def option_table() -> dict[str, Option]:
     rows = {field.name: field.default_factory for field in msgspec.structs.fields(settings_class())}
     return {name: row for name, row in rows.items() if isinstance(row, Option)}
@@ -714,22 +714,22 @@ class Implementation(Struct, frozen=True):
         return self.function(**{name: facts[name] for name in arguments_of(self.function) if name in facts})
 
 
-@functools.cache
+@cache
 def arguments_of(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
-@functools.cache
+@cache
 def bundled_class(base: type[T], file: str, name: str) -> type[T]:
     """The class ``name``, derived from ``base``, in a file of the bundled plugins; without them ``base``."""
     path = Path(bundled_folder() or "/nowhere", f"{file}.py")
     ours = False
-    with contextlib.suppress(OSError):  # there is none for us to read
+    with suppress(OSError):  # there is none for us to read
         ours = f"class {name}(".encode() in path.read_bytes()
     return getattr(import_file(path), name) if ours else base
 
 
-@functools.cache
+@cache
 def bundled_folder() -> Path | None:
     """``plugins`` beside the module, else the installed copy, None where there is none."""
     beside = Path(__file__).resolve().parent / "plugins"
@@ -794,7 +794,7 @@ class Sidecar:
     async def __aenter__(self) -> Sidecar:
         settings = self.settings
         prepare_storage_folder(settings)
-        async with contextlib.AsyncExitStack() as parts:  # what was started is ended in reverse order
+        async with AsyncExitStack() as parts:  # what was started is ended in reverse order
             parts.enter_context(instance_lock(settings.storage))
             parts.callback(remove_sidecar_json, settings.storage)
             self.tokens.load_secret()
@@ -849,7 +849,7 @@ class Sidecar:
 
 def listening(host: str, last: int, port: int) -> list[socket.socket]:
     """The sockets of ``port``, of the ``last`` one where there is one and it is free. Raises StartError."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         if last:
             return tornado.netutil.bind_sockets(last, host, backlog=4096)
     try:
@@ -914,13 +914,13 @@ def make_private(path: Path, trusted: bool = False) -> None:
         path.chmod(stat.S_IMODE(facts.st_mode) & 0o700)
 
 
-@contextlib.contextmanager
+@contextmanager
 def instance_lock(folder: Path) -> Iterator[None]:
     """Hold a storage folder by OS locks, of its file ``lock`` and, lest that is deleted, of the folder. Raises
     StartError where another process has it.
     """
     places = {folder / "lock": os.O_RDWR | os.O_CREAT} | ({} if sys.platform == "win32" else {folder: os.O_RDONLY})
-    with contextlib.ExitStack() as held:
+    with ExitStack() as held:
         for path, flags in places.items():
             file = os.open(path, flags, 0o600)
             held.callback(os.close, file)
@@ -930,7 +930,7 @@ def instance_lock(folder: Path) -> Iterator[None]:
                 if path == folder and error.errno != errno.EWOULDBLOCK:
                     continue  # NFS locks none
                 who = ""
-                with contextlib.suppress(OSError, UnicodeDecodeError, msgspec.DecodeError):  # not announced yet
+                with suppress(OSError, UnicodeDecodeError, msgspec.DecodeError):  # not announced yet
                     info = msgspec.json.decode((folder / SidecarInfo.FILE).read_bytes(), type=SidecarInfo)
                     who = f" (pid {info.pid}, {info.url})"
                 problem = f"a sidecar already runs on this storage{who}; stop it first, or use another --storage"
@@ -1255,7 +1255,7 @@ class Endpoint(Handler):
     async def _answer(self, path: tuple[str, ...]) -> None:
         """Apart from ``_serve``, so that no refused answer is kept while its refusal is sent."""
         self._read_path_and_query(path)
-        async with asyncio.timeout(self.ANSWER_SECONDS) if self.ANSWER_SECONDS else contextlib.nullcontext():
+        async with asyncio.timeout(self.ANSWER_SECONDS) if self.ANSWER_SECONDS else nullcontext():
             self.sidecar.tokens.check_revoked(self.claims.sub)  # while the body came
             if self.body is not None:
                 await self._read_body()
@@ -1333,7 +1333,7 @@ class Endpoint(Handler):
 
 
 # the same contexts and events are asked for again and again
-read_query = functools.lru_cache(128)(lambda shape, *arguments: convert(dict(arguments), shape, strict=False))
+read_query = lru_cache(128)(lambda shape, *arguments: convert(dict(arguments), shape, strict=False))
 
 
 def convert(value: Any, shape: Any, *, code: str = "REQ_001", strict: bool = True) -> Any:
@@ -1411,7 +1411,7 @@ def origin_allowed(origin: str, more: tuple[str, ...]) -> bool:
     return scheme in ("http", "https") and host_allowed(host, frozenset({"localhost"}))
 
 
-@functools.lru_cache(64)
+@lru_cache(64)
 def host_allowed(host: str, allowed: frozenset[str]) -> bool:
     """Whether a Host header names one of ``allowed``, a loopback address or, with "*" in it, any address: rebinding
     needs a name.
@@ -1580,7 +1580,7 @@ class GetHealth(Endpoint):
             if not await sidecar.bus.round_trip():
                 bus = "unhealthy: a waiter did not wake within 2 s"
         memory, waiting, free, cpu = 0, 0, 0, 0.0
-        with contextlib.suppress(StorageError, OSError, psutil.Error):  # the checks say why
+        with suppress(StorageError, OSError, psutil.Error):  # the checks say why
             memory, cpu = sidecar.process.memory_info().rss, sidecar.process.cpu_percent()
             free = shutil.disk_usage(sidecar.settings.storage).free
             waiting = sidecar.storage.read.number(f"undelivered:{sidecar.settings.project}")
@@ -1598,7 +1598,7 @@ class GetStatus(Endpoint):
         sidecar, settings = self.sidecar, self.sidecar.settings
         read = sidecar.storage.read
         # Jobs run in order: what was queued is counted, and what is on disk where nothing can be written.
-        with contextlib.suppress(StorageError):
+        with suppress(StorageError):
             await sidecar.storage.write(lambda records: None)
         return {
             "agents": agent_statistics(read, settings.project),
@@ -1618,7 +1618,7 @@ class Tokens:
 
     def __init__(self, settings: Settings, agent_types: AgentTypes) -> None:
         self._settings, self._agent_types = settings, agent_types
-        self._read = functools.lru_cache(4_000)(self._verified)  # a signature costs 40 us, what is kept 1.1 kB
+        self._read = lru_cache(4_000)(self._verified)  # a signature costs 40 us, what is kept 1.1 kB
         self.revoked: set[str] = set()  # subjects; who adds one stores it too (Records.revoke)
 
     def load_secret(self) -> None:
@@ -1699,7 +1699,7 @@ class Tokens:
 def make_or_read_secret(path: Path) -> str:
     """The secret in ``path``, made by the first of its users."""
     if not path.exists():
-        with contextlib.suppress(FileExistsError):  # another was faster
+        with suppress(FileExistsError):  # another was faster
             write_file(path, secrets.token_urlsafe(48).encode(), first=True)
     secret = path.read_text("utf-8", "backslashreplace").strip()
     if len(secret.encode()) < 32:
@@ -1898,7 +1898,7 @@ class Storage:
                 batch.append(self._queue.get())
             if writes := [write for write in batch if write is not None]:
                 outcomes, events = self.commit(self._writer, [job for job, _ in writes])
-                with contextlib.suppress(RuntimeError):  # the loop is gone: nobody is left to be told
+                with suppress(RuntimeError):  # the loop is gone: nobody is left to be told
                     self._loop.call_soon_threadsafe(self._answer, writes, outcomes, events)
             if len(writes) < len(batch):
                 return
@@ -1916,7 +1916,7 @@ class Storage:
             self.files.place()
             return outcomes, records.inserted
         except Exception as error:  # a boundary: the job's caller gets it
-            with contextlib.suppress(StorageError):  # if it fails, so does the next begin, which rolls back
+            with suppress(StorageError):  # if it fails, so does the next begin, which rolls back
                 records.rollback()
             self.files.drop()
             if not jobs[1:]:
@@ -2243,7 +2243,7 @@ class Results:
 
     def start(self) -> None:
         """Look what language the project is in, without waiting for it."""
-        listed = functools.partial(run_git, self._settings.root, "ls-files", "-z")
+        listed = partial(run_git, self._settings.root, "ls-files", "-z")
         self._main_language = in_thread("language", lambda: main_language(tuple(split_z(listed()))))
 
     async def store(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -2271,7 +2271,7 @@ class Results:
 
     async def write(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The answer, once the result is stored; the writer thread finds who is next."""
-        job = functools.partial(self.insert, self._hooks.implementations["next_agents"], facts)
+        job = partial(self.insert, self._hooks.implementations["next_agents"], facts)
         answer: dict[str, Any] = await self._storage.write(job, answers=True)
         return answer
 
@@ -2375,7 +2375,7 @@ class ResultFiles:
     def drop(self) -> None:
         """Remove the records that were written."""
         for new in self._written.values():
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(new)
         self._written = {}
 
@@ -2725,7 +2725,7 @@ class Filter(Struct, frozen=True):
 class KnownEvent(dict[str, Any]):
     """An event that makes the texts of a field once for all filters and terms."""
 
-    made = functools.cached_property[dict[str, Any]](lambda event: {})
+    made = cached_property[dict[str, Any]](lambda event: {})
 
     def texts(self, field: str) -> dict[str, None]:
         if field not in self.made:
@@ -2776,8 +2776,8 @@ class Contexts:
         self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
         self._bytes = self._hits = self._misses = 0
         # by the newest event, which each result comes with: a query gives up the GIL, and waits for those who build
-        self._newest = functools.lru_cache(1000)(lambda seq, *issue: storage.read.newest_result(*issue))
-        self._tag = functools.lru_cache(256)(lambda *facts: f'W/"{checksum(repr(facts))[7:39]}"')
+        self._newest = lru_cache(1000)(lambda seq, *issue: storage.read.newest_result(*issue))
+        self._tag = lru_cache(256)(lambda *facts: f'W/"{checksum(repr(facts))[7:39]}"')
         self.project = hooks.part(Project, settings)(settings.root, settings.storage)
         self._index_folder = settings.storage / "index"
         code = __version__, settings.project, sorted(plugin.name for plugin in hooks.loaded)
@@ -2988,7 +2988,7 @@ class Project:
         names, git, head = self.ask()
         now, found = time.time_ns(), {}
         for name in (*names, *self.also):
-            with contextlib.suppress(OSError, ValueError):  # it is gone
+            with suppress(OSError, ValueError):  # it is gone
                 facts = os.lstat(os.path.join(self._root, name))
                 found[name] = facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino, facts.st_mode
         files = [FileFact(name, it[2], it[0]) for name in names if (it := found.get(name)) and not stat.S_ISDIR(it[4])]
@@ -3225,7 +3225,7 @@ def read_text_file(root: str, path: str, limit: int) -> tuple[str, os.stat_resul
     return content.decode("utf-8", "replace"), facts, cut
 
 
-@functools.lru_cache(400_000)
+@lru_cache(400_000)
 def is_secret(path: str) -> bool:
     """Whether a path suggests credentials, that of source text by dot-names."""
     where = f"/{path.lower()}"
@@ -3412,7 +3412,7 @@ class Agents:
         running = self.active[row["id"]] = Running(row, self._folder / row["id"], task=asyncio.current_task())
         try:
             files = await self.launcher.files(running, body)
-            answer = await self.storage.write(functools.partial(self.admit, row), answers=True)
+            answer = await self.storage.write(partial(self.admit, row), answers=True)
             running.token = self.launcher.token(row)
             command = await self.launcher.command(running, files, asked)
             await self.processes.start(running, command)
@@ -3457,10 +3457,10 @@ class Agents:
         elif isinstance(error, ApiError) and error.code[:3] == "CTX":
             error = ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}")
         facts = {"state": "failed", "ended": time.time(), "pid": None, "reason": getattr(error, "message", None)}
-        with contextlib.suppress(StorageError):  # the caller is told what failed first
-            await self.storage.write(functools.partial(end_agent, running.row | facts, []))
+        with suppress(StorageError):  # the caller is told what failed first
+            await self.storage.write(partial(end_agent, running.row | facts, []))
         self.active.pop(running.row["id"], None)
-        with contextlib.suppress(TimeoutError):  # likewise
+        with suppress(TimeoutError):  # likewise
             await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         return error
 
@@ -3486,7 +3486,7 @@ class Agents:
             if (left := running.began + running.row["time_limit"] - time.monotonic()) < 0:
                 running.end("timeout")
             await self.tend(running)
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(min(self.processes.LOOK, left)):
                     await running.ending.wait()
 
@@ -3501,7 +3501,7 @@ class Agents:
         told = {"publisher": row["id"], "topic": "coordination", "data": self.last_word(row)}
         names = ["agent_exited", "agent_failed"][: 2 if row["state"] in FAILED_STATES else 1]
         events = [new_event(row["project"], name, told) for name in names]
-        await self.storage.write(functools.partial(end_agent, row, events))
+        await self.storage.write(partial(end_agent, row, events))
         self.active.pop(row["id"], None)
         self.hooks.tell("agent_ended", agent=told["data"])
         log.info("agent %s ended: %s, exit code %s", row["id"], row["state"], row["exit_code"])
@@ -3659,7 +3659,7 @@ class Launcher:
             raise ApiError("AGT_001", f"No agent command: {self.HOW_TO_HAVE_ONE}")
         command = found if isinstance(found, AgentCommand) else AgentCommand(found)
         values = {name: value for name, value in msgspec.structs.asdict(launch).items() if isinstance(value, str)}
-        fill = functools.partial(re.compile(r"\{(\w+)\}").sub, lambda match: values.get(match[1], match[0]))
+        fill = partial(re.compile(r"\{(\w+)\}").sub, lambda match: values.get(match[1], match[0]))
         environment = {name: fill(value) for name, value in command.environment.items()}
         return AgentCommand([*map(fill, command.argv)], fill(command.stdin), environment)
 
@@ -3681,7 +3681,7 @@ class Processes:
         """Start a process; its pid and birth go into the row. Raises OSError, leaving nothing."""
 
         def popen() -> None:
-            path, private = running.folder / self.OUTPUT, functools.partial(os.open, mode=0o600)
+            path, private = running.folder / self.OUTPUT, partial(os.open, mode=0o600)
             with open(path, "ab", opener=private) as output, open(command.stdin or os.devnull) as source:
                 child = running.child = subprocess.Popen(
                     command.argv, env=command.environment, cwd=self._root, stdin=source, stdout=output, stderr=output,
@@ -3716,7 +3716,7 @@ class Processes:
             passed = time.monotonic() - began
             force = passed >= running.grace
             for member in members if force else members - asked:
-                with contextlib.suppress(psutil.Error, OSError):  # it has just ended
+                with suppress(psutil.Error, OSError):  # it has just ended
                     member.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM) if force else signal.SIGTERM)
             asked |= members
             await asyncio.sleep(0.02 if passed < 1 else 0.1)
@@ -3730,7 +3730,7 @@ class Processes:
         session_of = getattr(os, "getsid", int)  # Windows has no sessions
         found = set[psutil.Process]()
         for item in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is another user's
+            with suppress(psutil.Error, OSError):  # it has just ended, or is another user's
                 if item.environ().get("CCO_TOKEN_FILE") == marker or (first and session_of(item.pid) == first):
                     found |= {item, *item.children(recursive=True)}
         return found
@@ -3766,7 +3766,7 @@ class Running:
 
 def birth_of(pid: int) -> str | None:
     """What tells a living process from others with its pid, None where there is none. Blocks."""
-    with contextlib.suppress(psutil.Error, OSError):
+    with suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
@@ -3881,7 +3881,7 @@ class ReferenceRules:
         return [*proposals, *(item for item in found if item.agent_type not in passed)]
 
 
-@functools.lru_cache(2)  # an edit changes no name
+@lru_cache(2)  # an edit changes no name
 def list_names(names: tuple[str, ...]) -> dict[str, Any]:
     shown = tuple(map(clean_text, names))
     nearest = {name.rpartition("/")[0] for name in shown} - {""}
@@ -3903,7 +3903,7 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
     return chosen
 
 
-@functools.lru_cache(2)
+@lru_cache(2)
 def main_language(names: tuple[str, ...]) -> str:
     """The language of most files, else "unknown"."""
     code = [name for name in names if kind_of(name) in ("source", "test") and name[-2:] != ".h"]  # .h is C++ too
@@ -3913,7 +3913,7 @@ def main_language(names: tuple[str, ...]) -> str:
 # -- languages and kinds of files
 
 
-@functools.lru_cache(400_000)
+@lru_cache(400_000)
 def language_of(path: str) -> str:
     name = re.sub(r"\.(erb|eex|heex|tmpl|tpl|j2|in)$", "", path.rpartition("/")[2].lower())  # show.html.erb is HTML
     return LANGUAGES.get(name) or LANGUAGES.get(os.path.splitext(name)[1]) or "unknown"
@@ -3924,7 +3924,7 @@ def is_source(path: str) -> bool:
     return language_of(path) not in MAY_HOLD_SECRETS and not re.search(r"\.([dfmstv]|el|mm|nix)$", path.lower())
 
 
-@functools.lru_cache(400_000)
+@lru_cache(400_000)
 def kind_of(path: str) -> str:
     """source, test, docs, config or other (vendored and minified files too), by the path alone."""
     path, language = path.lower(), language_of(path)
@@ -4061,7 +4061,7 @@ def option_parser() -> CommandParser:
 
 
 def complain(message: str) -> None:
-    with contextlib.suppress(OSError):  # nobody can be told
+    with suppress(OSError):  # nobody can be told
         print(f"cco: {harmless(message)}", file=sys.stderr)
 
 
@@ -4214,10 +4214,10 @@ def iso(moment: float | None = None) -> str:
     return iso_second(int(time.time() if moment is None else min(max(moment, 0.0), 253_402_300_799.0)))
 
 
-iso_second = functools.lru_cache(4096)(lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%FT%TZ}")
-http_date = functools.lru_cache(2)(tornado.httputil.format_timestamp)  # of epoch seconds
+iso_second = lru_cache(4096)(lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%FT%TZ}")
+http_date = lru_cache(2)(tornado.httputil.format_timestamp)  # of epoch seconds
 log = logging.getLogger("cco")
-log_once = functools.lru_cache(1000)(functools.partial(log.warning, "%s"))
+log_once = lru_cache(1000)(partial(log.warning, "%s"))
 
 
 def one_line(error: BaseException) -> str:
@@ -4240,13 +4240,13 @@ class Pool:
         loop = asyncio.get_running_loop()
 
         def release(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+            with suppress(RuntimeError):  # the loop is closed: the service has stopped
                 loop.call_soon_threadsafe(self._free.release)
 
         async with asyncio.timeout(self._seconds):
             await self._free.acquire()
             try:
-                outcome = in_thread(self._name, functools.partial(function, *arguments, **named))
+                outcome = in_thread(self._name, partial(function, *arguments, **named))
             except RuntimeError:  # the system has no room for a thread
                 self._free.release()
                 raise
@@ -4273,7 +4273,7 @@ def work_from(inbox: queue.SimpleQueue[Any]) -> None:
         try:
             call, outcome = inbox.get(timeout=2)
         except queue.Empty:
-            with contextlib.suppress(ValueError):  # somebody took it at this moment
+            with suppress(ValueError):  # somebody took it at this moment
                 FREE_THREADS.remove(inbox)
                 return
             continue

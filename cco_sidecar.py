@@ -3905,8 +3905,8 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
 
 @lru_cache(2)
 def main_language(names: tuple[str, ...]) -> str:
-    """The language of most files, else "unknown"."""
-    code = [name for name in names if kind_of(name) in ("source", "test") and name[-2:] != ".h"]  # .h is C++ too
+    """The language of most source files, else "unknown"."""
+    code = [name for name in names if kind_of(name) == "source" and name[-2:] != ".h"]  # .h is C++ too
     return collections.Counter(map(language_of, code)).most_common(1)[0][0] if code else "unknown"
 
 

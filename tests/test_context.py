@@ -386,6 +386,7 @@ def test_a_machine_without_git_gets_files_where_nothing_excludes_any(
         (["LICENSE"], "unknown"),
         (["CMakeLists.txt", "a.c", "b.c", "main.cpp"], "c"),
         (["CMakeLists.txt", "a.cpp", "a.h", "b.h"], "cpp"),
+        (["a.v", "b.v", "tests/a.s", "tests/b.s", "tests/c.s"], "verilog"),
     ],
 )
 def test_without_a_manifest_the_language_of_most_files_says_what_a_project_is(
@@ -1821,11 +1822,14 @@ def test_our_own_language_is_not_the_projects(make_service: MakeService, tmp_pat
     write(root / "cco_sidecar.py", MODULE.read_bytes())
     shutil.copytree(MODULE.parent / "plugins", root / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
     git(root, "init", "-q")
-    context = context_of(make_service(root=root, module=root / "cco_sidecar.py").client())
+    git(root, "add", "-A")
+    client = make_service(root=root, module=root / "cco_sidecar.py").client()
+    context = context_of(client)
     assert (context["metadata"]["project_type"], [file["path"] for file in context["relevant_files"]]) == (
         "go",
         ["one.go"],
     )
+    assert client.store("chief-architect")["next_agents"][0]["agent_type"] == "go-specialist"
 
 
 @pytest.mark.needs_plugin("context/project_index knows every copy, and plugins")

@@ -118,6 +118,67 @@ def test_dependencies_come_from_the_manifest(
     assert plugin("_first_files").project_type(tmp_path, []) == kind
 
 
+def some(number: int, ending: str, folder: str = "src") -> list[str]:
+    return [f"{folder}/{at}{ending}" for at in range(number)]
+
+
+KINDS_OF_PROJECT: dict[str, tuple[list[str], str]] = {
+    "C# and a package.json for its end-to-end tests": (["package.json", *some(9, ".cs"), "pages/a.js", "e2e/a.ts", "e2e/b.ts"], "csharp"),
+    "Clojure and a package.json": (["package.json", *some(5, ".clj"), "bench.js"], "clojure"),
+    "shell and a package.json": (["package.json", *some(2, ".sh"), *some(9, ".bats", "test")], "shell"),
+    "Go and requirements of its documents": (["requirements.txt", "go.mod", *some(5, ".go"), "conf.py"], "go"),
+    "Swift and a Gemfile for CocoaPods": (["Gemfile", "Package.swift", *some(9, ".swift"), "fastlane/a.rb"], "swift"),
+    "C++ and a Package.swift": (["CMakeLists.txt", "Package.swift", *some(9, ".cpp"), "a.swift"], "cpp"),
+    "PHP and assets": (["composer.json", "package.json", *some(9, ".php"), *some(3, ".js")], "php"),
+    "Rust that Python installs": (["pyproject.toml", "Cargo.toml", *some(9, ".rs"), *some(5, ".py"), *some(20, ".py", "tests")], "rust"),
+    "Python with an extension in Rust": (["pyproject.toml", "Cargo.toml", *some(9, ".py"), *some(5, ".rs")], "python"),
+    "Python with an extension in C": (["pyproject.toml", "CMakeLists.txt", *some(9, ".py"), *some(5, ".c")], "python"),
+    "C that CMake builds": (["CMakeLists.txt", *some(5, ".c"), *some(2, ".cpp"), *some(9, ".h")], "c"),
+    "OCaml with stubs in C": (["dune-project", *some(5, ".ml"), *some(9, ".c")], "ocaml"),
+    "Python with many pages": (["pyproject.toml", *some(2, ".py"), *some(30, ".html")], "python"),
+    "pages and a Gemfile for Jekyll": (["Gemfile", *some(5, ".html"), *some(2, ".css")], "html"),
+    "Terraform and a script": (["requirements.txt", *some(20, ".tf"), "deploy.py"], "terraform"),
+    "notebooks": (["requirements.txt", *some(9, ".ipynb"), "a.html"], "python"),
+    "TypeScript without a tsconfig in the root": (["package.json", *some(5, ".ts"), *some(4, ".js")], "typescript"),
+    "TypeScript with examples": (["tsconfig.json", "package.json", *some(2, ".ts"), *some(5, ".js")], "typescript"),
+    "JavaScript whose types are checked": (["tsconfig.json", "package.json", "a.ts", *some(5, ".js")], "javascript"),
+    "Java that Gradle builds by Kotlin": (["build.gradle.kts", *some(5, ".java"), "settings.gradle.kts"], "java"),
+    "Scala that Maven builds": (["pom.xml", *some(5, ".scala"), "a.java"], "scala"),
+    "a manifest and no source yet": (["Cargo.toml", "README.md"], "rust"),
+    "a manifest and tests": (["setup.py", "pyproject.toml", *some(2, ".py", "tests")], "python"),
+    "tests alone": (some(2, ".rs", "tests"), "rust"),
+    "hardware with more tests than source": ([*some(5, ".v"), *some(9, ".s", "tests")], "verilog"),
+}  # fmt: skip
+
+
+@table(KINDS_OF_PROJECT)
+def test_the_kind_of_a_project_is_what_it_is_written_in(tmp_path: Path, given: list[str], expected: str) -> None:
+    write(tmp_path, dict.fromkeys(given, ""))
+    assert plugin("_first_files").project_type(tmp_path, given) == expected
+
+
+@pytest.mark.needs_plugin("results/proposals and metadata go by manifests")
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (["package.json", *some(5, ".cs"), "site.js"], "csharp"),
+        (["requirements.txt", "docs/conf.py", *some(5, ".go")], "go"),
+        (["Gemfile", *some(5, ".swift"), "fastlane/lane.rb"], "swift"),
+    ],
+)
+def test_a_manifest_for_tools_decides_neither_the_kind_of_a_project_nor_its_coder(
+    make_service: MakeService, tmp_path: Path, files: list[str], kind: str
+) -> None:
+    root = tmp_path / "project"
+    write(root, dict.fromkeys(files, "text\n"))
+    git(root, "init", "-q")
+    git(root, "add", "-A")
+    client = make_service(root=root).client()
+    context = client.get("/api/context/issue-1/chief-architect").json()["context"]
+    assert context["metadata"]["project_type"] == kind
+    assert client.store("chief-architect")["next_agents"][0]["agent_type"] == f"{kind}-specialist"
+
+
 def test_manifests_that_are_called_as_their_packages_are_read_too(tmp_path: Path) -> None:
     cabal = (
         "name: shell\nlibrary\n  if impl(ghc < 8)\n    build-depends:\n      semigroups\n  build-depends:\n    -- no, comment\n"

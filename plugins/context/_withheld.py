@@ -29,13 +29,18 @@ def own_files(root: str, files: list[FileFact]) -> set[str]:
 
     if holds("pyproject.toml", r'^name\s*=\s*"cco-sidecar"'):
         return set()
-    this = os.path.realpath(str(cco_sidecar.__file__)).removeprefix(os.path.join(root, ""))
+    this = own_module(root)
     large = (file.path for file in files if file.size > LARGE)
     modules = {path for path in large if path == this or holds(path, OWN_FIRST_LINE, 2_000)}
     folders = tuple(f"{path[: path.rfind('/') + 1]}plugins/" for path in modules)
     plugins = {file.path for file in files if file.path.startswith(folders) and holds(file.path, "cco_sidecar")}
     below = tuple(f"{path[:-3]}/" for path in plugins if path.endswith(".py"))
     return modules | plugins | {file.path for file in files if file.path.startswith(below)}
+
+
+def own_module(root: str) -> str:
+    """The path of the module that runs, from the root where it is below it."""
+    return os.path.realpath(str(cco_sidecar.__file__)).removeprefix(os.path.join(root, ""))
 
 
 LARGE = 50_000  # bytes: the module has more

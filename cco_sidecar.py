@@ -3118,15 +3118,26 @@ def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
     command = ["git", "-C", str(folder), *(word for setting in HARMLESS_GIT for word in ("-c", setting))]
     environ = {name: value for name, value in os.environ.items() if not GIT_ELSEWHERE.match(name)}
     environ |= GIT_ENVIRONMENT | (env or {})
-    if arguments[0] in ("status", "diff"):
-        settings = split_z(listed or git_output([*command, *LIST_SETTINGS], environ))
-        off = ["required=CCO_FALSE"]  # the user's own, such as LFS, go on, and one that fails changes nothing
-        every = [*off, "clean=CCO_EMPTY", "smudge=CCO_EMPTY", "process=CCO_EMPTY"]
-        for scope, key in zip(settings[::2], settings[1::2], strict=False):
-            if key.startswith("filter."):  # not by -c, since a filter's name may hold =
-                name, theirs = key.rpartition(".")[0], scope in ("local", "worktree")
-                command += [f"--config-env={name}.{setting}" for setting in (every if theirs else off)]
-    return git_output([*command, *arguments], environ)
+    if arguments[0] not in ("status", "diff"):
+        return git_output([*command, *arguments], environ)
+    settings = split_z(listed or git_output([*command, *LIST_SETTINGS], environ))
+    keys = [(scope, key) for scope, key in zip(settings[::2], settings[1::2], strict=False) if key[:7] == "filter."]
+    every = {key.rpartition(".")[0] for _, key in keys}
+    theirs = {key.rpartition(".")[0] for scope, key in keys if scope in ("local", "worktree")}
+    try:  # the user's own, such as LFS, go on
+        return git_output([*command, *without_filters(theirs), *arguments], environ)
+    except GitError:
+        if theirs == every:
+            raise
+        names = ", ".join(sorted(name[7:] for name in every))
+        log_once(f"git is asked without filters, one of which fails: {names}")
+        return git_output([*command, *without_filters(every), *arguments], environ)
+
+
+def without_filters(names: set[str]) -> list[str]:
+    """Options by which git runs none of these filters; not by ``-c``, since a filter's name may hold =."""
+    off = ("clean=CCO_EMPTY", "smudge=CCO_EMPTY", "process=CCO_EMPTY", "required=CCO_FALSE")
+    return [f"--config-env={name}.{setting}" for name in sorted(names) for setting in off]
 
 
 def git_output(command: list[str], environ: dict[str, str]) -> bytes:
@@ -3141,14 +3152,12 @@ def git_output(command: list[str], environ: dict[str, str]) -> bytes:
         except subprocess.TimeoutExpired:
             child.kill()
             raise GitError("git took more than 30 seconds") from None
-    said = re.search(r"(?ms)^(?:error|fatal): (?:(?!\nusage: ).){,4000}", errors.decode("utf-8", "replace"))
-    why = MACHINE_PATH.sub(r"\1\2", said[0] if said else f"it ended by {child.returncode}")
     if child.returncode:
+        said = re.search(r"(?ms)^(?:error|fatal): (?:(?!\nusage: ).){,4000}", errors.decode("utf-8", "replace"))
+        why = MACHINE_PATH.sub(r"\1\2", said[0] if said else f"it ended by {child.returncode}")
         failed = GitError(f"git: {' '.join(redact(why)[0].split())}"[:500])
         failed.output = output
         raise failed
-    if "external filter" in why:
-        log_once(f"git goes on without what fails: {redact(why.splitlines()[0])[0]}")
     return output
 
 

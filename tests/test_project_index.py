@@ -632,6 +632,7 @@ def test_no_question_to_git_fails_in_an_ordinary_repository_without_a_remote(
     [
         ("*.py filter=lfs", '[filter "lfs"]\n\tprocess = no-git-lfs filter-process\n\trequired = true\n'),
         ("*.py filter=late", '[filter "late"]\n\tprocess = sleep 0.2\n\trequired = true\n'),
+        ("*.py filter=talks", '[filter "talks"]\n\tprocess = echo hello\n\trequired = true\n'),
         ("*.py filter=crypt", '[filter "crypt"]\n\tclean = no-git-crypt clean\n\trequired = true\n'),
         ("*.py filter=odd.name", '[filter "odd.name"]\n\tclean = false\n\trequired = true\n'),
     ],

@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 
 from cco_sidecar import (
-    LIST_SETTINGS,
     Change,
     Commit,
     FileFact,
@@ -254,7 +253,7 @@ def all_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = ("."
     """(branch, code and path of what changed or is untracked among ``names``). Raises GitError. Blocks."""
     shape = ("--porcelain=v1", "-z", "--branch", "--no-ahead-behind", "--untracked-files=all", *flags)
     literal = {"GIT_LITERAL_PATHSPECS": "1"}
-    listed = split_z(ask_filtered(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=literal))
+    listed = split_z(ask_git(root, "status", *shape, "--ignore-submodules=dirty", "--", *names, env=literal))
     if listed and UNENDED.match(listed[0]):
         listed[0] = listed[0].removeprefix("## ")
     named = listed and listed[0].startswith("## ")  # git says nothing of a branch that is damaged
@@ -294,7 +293,7 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
     def lines(*than: str) -> bytes | None:
         literal = {"GIT_LITERAL_PATHSPECS": "1"}
         try:
-            return ask_filtered(root, "diff", *LINES, *than, "--", *names, env=literal)
+            return ask_git(root, "diff", *LINES, *than, "--", *names, env=literal)
         except GitError as error:
             log.debug("lines are not counted: %s", error)
             return None
@@ -315,20 +314,6 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
 
 
 LINES = ("--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")
-
-
-def ask_filtered(root: Path, *arguments: str, **named: Any) -> bytes:
-    """As ``ask_git``, and without filters where one ends git. Whether one that ends at once does is a race: git goes on
-    where it cannot write to it any more, and not where it could but gets no answer.
-    """
-    try:
-        return ask_git(root, *arguments, **named)
-    except GitError as error:
-        if "hung up unexpectedly" not in str(error):
-            raise
-    names = (name for name in split_z(ask_git(root, *LIST_SETTINGS))[1::2] if name.startswith("filter."))
-    listed = b"".join(b"local\0%s\0" % os.fsencode(name) for name in names)  # as if the repository named them
-    return ask_git(root, *arguments, **named, listed=listed)
 
 
 def unstaged_changes(root: Path, names: Sequence[str], listed: bytes) -> tuple[Codes, dict[str, str]]:

@@ -3715,11 +3715,16 @@ class Processes:
             running.exit(child.returncode if child else None, time.time())
 
     async def end(self, running: Running) -> None:
-        """SIGTERM to all, SIGKILL after the grace, which may become less; until none is found. Raises TimeoutError."""
+        """SIGTERM to all, SIGKILL after the grace, which may become less; until none is found."""
         began, asked = time.monotonic(), set[Any]()
         while True:
             self.look(running)
-            members = await self.members(running)
+            try:
+                members = await self.members(running)
+            except TimeoutError:  # the look hangs in the system
+                log.error("agent %s: its processes cannot be looked at", running.row["id"])
+                await asyncio.sleep(1)
+                continue
             if not members and running.exited:
                 return
             passed = time.monotonic() - began

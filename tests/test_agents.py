@@ -1253,3 +1253,47 @@ def test_a_stop_that_is_to_end_agents_leaves_none_however_long_a_look_at_process
     spawned = service.client().spawn()
     assert service.stop() == 0
     assert not psutil.pid_exists(spawned["process_id"]) and "failed" not in service.log
+
+
+HANGING_LOOKS = """
+import asyncio
+from cco_sidecar import *
+
+@hookimpl
+def part_class(base):
+    class HangingAgain(base):
+        looks = 0
+
+        async def members(self, running):
+            running.grace = 0.5
+            self.looks += 1
+            if self.looks % 2 == 0:
+                await asyncio.sleep(1)
+                raise TimeoutError
+            return await super().members(running)
+
+    return HangingAgain if issubclass(base, Processes) else None
+"""
+DEAF = """
+import signal, sys, time
+told = open(sys.argv[1], "a", buffering=1)
+signal.signal(signal.SIGTERM, lambda *_: print("asked", file=told))
+print("deaf", file=told)
+while True:
+    time.sleep(600)
+"""
+
+
+def test_looks_that_time_out_begin_no_grace_anew_and_nobody_is_asked_twice(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/hanging.py").write_text(HANGING_LOOKS)
+    command = ("--agent-command", json.dumps([sys.executable, "-c", DEAF, str(tmp_path / "told")]))
+    service = make_service(*command, "--agent-timeout", "5", "--plugins", str(tmp_path / "more"))
+    client = service.client()
+    agent_id = client.spawn()["agent_id"]
+    until(lambda: status(client, agent_id)["ended_at"])
+    assert status(client, agent_id)["state"] == "timeout"
+    assert (tmp_path / "told").read_text().split() == ["deaf", "asked"]
+    assert f"agent {agent_id}: its processes cannot be looked at" in service.log

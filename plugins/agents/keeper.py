@@ -178,12 +178,7 @@ class KeptProcesses(Processes):
         self._keeper.follow(row["id"])
 
     async def end(self, running: Running) -> None:
-        while True:
-            try:
-                await super().end(running)
-                break
-            except TimeoutError:  # the look hangs in the system, for as long as the pool waits
-                log.error("agent %s: its processes cannot be looked at", running.row["id"])
+        await super().end(running)
         await self._hear_keeper(self.kept[running.row["id"]])
         del self.kept[running.row["id"]]
 

@@ -310,7 +310,7 @@ SECRET_FILES = """
     .bash_history .zsh_history .python_history home/.psql_history .node_repl_history .zhistory .histfile
     fish_history ConsoleHost_history.txt .bash_history~ .mysql_history id_rsa id_rsa.bak ID_RSA .id_rsa.swp
     id_ed25519_sk deploy_rsa ssh_host_ed25519_key server.key.old server.pem.1 tls.key~ cert.p12.bak keystore.jks
-    credentials credentials.json credentials.bak secrets.yaml secrets.prod.yaml secrets_local.toml db-password.txt
+    credentials credentials.json credentials.bak secrets.yaml secrets.nix passwords.nix secrets.prod.yaml secrets_local.toml db-password.txt
     prod-credentials.yml aws_credentials passwords.txt api_keys.json clientSecret.json client_secret_123.json
     service-account-1.json firebase-adminsdk-x1.json appsettings.Secrets.json config/master.key db.password
     app.secret prod.secret.exs secrets.sh credentials-copy.json x/secrets(1).json auth-old.json Credentials~.json

@@ -127,7 +127,7 @@ SECRET_NAME = late_pattern(
 )  # fmt: skip
 DATA_ENDINGS = frozenset(
     """json jsonl json5 yaml yml toml xml ini cfg conf config cnf properties txt csv tsv db sqlite dat plist sh bash zsh
-    ps1 enc""".split()
+    ps1 enc nix""".split()
 )
 LOGIN_NAME = late_pattern(
     r"(?:^|[._-])token(?:\.(?:json|txt|db))?$"

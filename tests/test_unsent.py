@@ -27,7 +27,7 @@ class Waiting(SimpleNamespace):
     """An endpoint whose answer waits."""
 
     def __init__(self, sub: str = "reader") -> None:
-        super().__init__(claims=SimpleNamespace(sub=sub), public=not sub, closed=False)
+        super().__init__(claims=SimpleNamespace(sub=sub), public=not sub, closed=False, compression=None)
 
     __hash__ = object.__hash__
 
@@ -76,6 +76,15 @@ def test_an_answer_that_many_wait_for_counts_once_until_the_last_has_it() -> Non
     assert (unsent.bytes[None], unsent.bytes["reader-3"]) == (MB, 0)
     unsent.remove(waiting[-1])
     assert not unsent.bytes and not unsent._holders and not unsent._waiting
+
+
+def test_an_answer_counts_once_for_each_who_waits_where_each_is_sent_a_copy() -> None:
+    unsent, content = Unsent(16 * MB, refuses=True), bytes(MB)
+    for name in ("one", "two", "three"):
+        waiting = Waiting(name)
+        del waiting.compression
+        unsent.add(waiting, content)
+    assert unsent.bytes[None] == 3 * MB
 
 
 @pytest.mark.parametrize("size", [6_000, 60_000, 600_000])

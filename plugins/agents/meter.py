@@ -435,7 +435,7 @@ class SpendMeter(Meter):
         return {name: dict(zip(self.FIGURES[1:], figures, strict=True)) for name, *figures in rows}
 
     def _rows(self, question: str, *values: Any) -> list[Any]:
-        """None where the file is damaged: an agent's end is recorded, and issues are listed, all the same."""
+        """No rows where the file is damaged: an agent's end is recorded, and issues are listed, all the same."""
         try:
             with self._lock:
                 return self._db.execute(question, values).fetchall()

@@ -129,4 +129,5 @@ class Unsent:
 
 def held(endpoint: Endpoint, content: bytes) -> int:
     """The identity of what waits: of ``content``, which others may wait for too, or of a copy that is sent in one."""
-    return id(content) if len(content) > ONE_PIECE else id(endpoint)
+    shared = len(content) > ONE_PIECE and hasattr(endpoint, "compression")  # without that part all are copied
+    return id(content) if shared else id(endpoint)

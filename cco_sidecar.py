@@ -52,7 +52,6 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 import argparse
 import asyncio
-import collections
 import errno
 import hashlib
 import http
@@ -60,7 +59,6 @@ import importlib.machinery
 import importlib.util
 import inspect
 import ipaddress
-import itertools
 import json
 import logging
 import math
@@ -79,11 +77,13 @@ import threading
 import time
 import types
 import typing
+from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import cache, cached_property, lru_cache, partial
+from itertools import accumulate, chain, islice, product, takewhile
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -588,7 +588,7 @@ class Hooks:
 
     def load(self, settings: Settings, strict: bool) -> None:
         folders = (sorted(path.glob("[!_.]*.py")) if path.is_dir() else [path] for path in settings.plugins)
-        for file in () if settings.no_plugins else itertools.chain(*folders):
+        for file in () if settings.no_plugins else chain(*folders):
             try:
                 self.loaded.append(Plugin(file.stem, str(file), self.register(import_file(file), file.stem)))
             except (Exception, SystemExit) as error:
@@ -871,7 +871,7 @@ class SidecarInfo(Struct, frozen=True):
     root: str
     version: str
     started_at: str
-    instance_id: str = ""  # of this run; ``/health`` tells it, so that a client knows whom it talks to
+    instance_id: str = ""  # of this run; ``/health`` tells it to clients
 
 
 def prepare_storage_folder(settings: Settings) -> None:
@@ -965,7 +965,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.began = time.monotonic()
-        self._requests = collections.deque[tuple[float, float, bool]](maxlen=20_000)  # when, seconds, failed
+        self._requests = deque[tuple[float, float, bool]](maxlen=20_000)  # when, seconds, failed
 
     def record(self, duration: float, *, failed: bool) -> None:
         self._requests.append((time.monotonic(), duration, failed))
@@ -1597,7 +1597,7 @@ class GetStatus(Endpoint):
     async def respond(self) -> dict[str, Any]:
         sidecar, settings = self.sidecar, self.sidecar.settings
         read = sidecar.storage.read
-        # Jobs run in order: what was queued is counted, and what is on disk where nothing can be written.
+        # Jobs run in order: what is queued is counted too.
         with suppress(StorageError):
             await sidecar.storage.write(lambda records: None)
         return {
@@ -1733,7 +1733,7 @@ class RateLimits:
         self._agent_types, self._clock = agent_types, clock
         # By subject, the least recent first: its last request, the tokens left then, the requests of the minute before.
         # A dict would find its first behind all deleted ones.
-        self._recent = collections.OrderedDict[tuple[str, str], tuple[float, float, list[float]]]()
+        self._recent = OrderedDict[tuple[str, str], tuple[float, float, list[float]]]()
 
     def spend(self, claims: Claims) -> dict[str, str]:
         """Take one request; the headers that tell what is left, none without a limit. Raises RATE_001."""
@@ -2042,7 +2042,7 @@ class Records:
             wanted = [given | {"issue = ?": named} for named in {issue, ANY_ISSUE}]
         select = f"select seq, type, topic, created, delivered, body from {source} where "
         sql = " union all ".join(select + " and ".join(values) for values in wanted) + " order by seq limit ?"
-        return self.portion(sql, *itertools.chain.from_iterable(values.values() for values in wanted), limit)
+        return self.portion(sql, *chain.from_iterable(values.values() for values in wanted), limit)
 
     def mark_delivered(self, seqs: Collection[int], deliveries: int) -> None:
         """Some readers got these events; ``deliveries`` counts each reader of each event."""
@@ -2430,7 +2430,7 @@ class EventBus:
         self._parked: dict[tuple[str, str, str | None], dict[Waking, Waiter]] = {}
         self._closed = False
         self._positions: dict[PositionKey, int] = {}  # not written down yet
-        self._times: collections.deque[float] = collections.deque(maxlen=1000)  # seconds from publishing to writing
+        self._times: deque[float] = deque(maxlen=1000)  # seconds from publishing to writing
         storage.observer = self.wake_waiters
 
     def parse(self, text: str) -> Filter:
@@ -2468,7 +2468,7 @@ class EventBus:
         known, verdicts = KnownEvent(envelope), dict[str, bool]()  # thousands may wait with one filter
         woken = list[Waking]()
         issues = dict.fromkeys([*texts_of(find_field(envelope, "issue_id")), None])
-        for key in itertools.product((event.project,), (event.type, "*"), issues):
+        for key in product((event.project,), (event.type, "*"), issues):
             for future, (subject, filter, after) in self._parked.get(key, {}).items():
                 if filter.text not in verdicts:
                     verdicts[filter.text] = filter.matches(known)
@@ -2618,7 +2618,7 @@ class EventBus:
     def close(self) -> None:
         """Answer waiting polls now, and later ones at once, with the time-out shape."""
         self._closed = True
-        self.wake(itertools.chain.from_iterable(self._parked.values()), None)
+        self.wake(chain.from_iterable(self._parked.values()), None)
 
     async def round_trip(self) -> bool:
         """Whether a waiter that is parked and woken, as everybody's are, wakes within 2 s."""
@@ -2738,7 +2738,7 @@ def issues_named(body: dict[str, Any], most: int | None = None) -> list[str]:
     holders = [holder for holder in (body, body.get("data")) if isinstance(holder, dict)]
     values = [value for holder in holders if (value := holder.get("issue_id")) is not None]
     items = (item for value in values for item in (value if isinstance(value, list) else [value]))
-    return list(itertools.islice((text for item in items for text in texts_of(item) or [""]), most))
+    return list(islice((text for item in items for text in texts_of(item) or [""]), most))
 
 
 def find_field(event: dict[str, Any], field: str) -> Any:
@@ -2773,7 +2773,7 @@ class Contexts:
     def __init__(self, storage: Storage, hooks: Hooks, agent_types: AgentTypes, settings: Settings) -> None:
         self._storage, self._hooks, self._agent_types, self._settings = storage, hooks, agent_types, settings
         self._pool = Pool("contexts", 8, 120)
-        self._cache = collections.OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
+        self._cache = OrderedDict[ContextKey, tuple[str, bytes]]()  # ETag, and what all answers share
         self._bytes = self._hits = self._misses = 0
         # by the newest event, which each result comes with: a query gives up the GIL, and waits for those who build
         self._newest = lru_cache(1000)(lambda seq, *issue: storage.read.newest_result(*issue))
@@ -3821,7 +3821,7 @@ Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_l
 
 
 class ReferenceRules:
-    SEARCHED_BYTES = 16 * MB  # of a file: git would read a longer one whole, once for each word of the task
+    SEARCHED_BYTES = 16 * MB  # of a file, which git reads whole for each word
 
     @hookimpl
     def register_agent_types(self) -> dict[str, str]:
@@ -3864,7 +3864,7 @@ class ReferenceRules:
         holding["named in the task"] = {path for path in weights if path in request.task}
         matched = set[str]().union(*holding.values())
         touched = (output.get("files_affected", []) for output in request.outputs)
-        holding["changed by an earlier agent"] = set(itertools.chain.from_iterable(touched))
+        holding["changed by an earlier agent"] = set(chain.from_iterable(touched))
         holding["uncommitted change"] = set(request.changed)
         shares = {why: math.log(1 + len(weights) / len(paths)) for why, paths in holding.items() if paths}
         ranked = []
@@ -3882,7 +3882,7 @@ class ReferenceRules:
         work = "architecture" if result.category == "architect" else result.category
         rule = f"{work}-{'success' if result.status == 'success' else 'failure'}"
         newest_first = (result, *reversed(history))
-        since = itertools.takewhile(lambda fact: fact.category != "coding" or fact.status == "failed", newest_first)
+        since = takewhile(lambda fact: fact.category != "coding" or fact.status == "failed", newest_first)
         passed = {fact.agent_type for fact in since if fact.status == "success"}
         coder = f"{language}-specialist" if language in SPECIALISTS else "fullstack-developer"
         last_coder = next((fact.agent_type for fact in reversed(history) if fact.category == "coding"), coder)
@@ -3899,7 +3899,7 @@ class ReferenceRules:
 def list_names(names: tuple[str, ...]) -> dict[str, Any]:
     shown = tuple(map(clean_text, names))
     nearest = {name.rpartition("/")[0] for name in shown} - {""}
-    folders = {above for path in nearest for above in itertools.accumulate(path.split("/"), "{}/{}".format)}
+    folders = {above for path in nearest for above in accumulate(path.split("/"), "{}/{}".format)}
     return {"files": shown, "directories": tuple(sorted(folders)), "total_files": len(shown)}
 
 
@@ -3921,7 +3921,7 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
 def main_language(names: tuple[str, ...]) -> str:
     """The language of most source files, else "unknown"."""
     code = [name for name in names if kind_of(name) == "source" and name[-2:] != ".h"]  # .h is C++ too
-    return collections.Counter(map(language_of, code)).most_common(1)[0][0] if code else "unknown"
+    return Counter(map(language_of, code)).most_common(1)[0][0] if code else "unknown"
 
 
 # -- languages and kinds of files
@@ -4164,7 +4164,7 @@ def command_token(options: argparse.Namespace) -> int:
 def mint_token(settings: Settings, agent_type: str, subject: str | None = None, **facts: Any) -> str:
     """A token from the storage's secret, for a new ``subject`` unless one is given. Raises StartError."""
     prepare_storage_folder(settings)
-    logging.getLogger("cco").setLevel(logging.ERROR)  # a plugin that cannot be loaded is the service's affair
+    logging.getLogger("cco").setLevel(logging.ERROR)  # the service tells of faulty plugins
     hooks = load_hooks(settings)
     tokens = Tokens(settings, hooks.part(AgentTypes, settings)(hooks, settings))
     tokens.load_secret()
@@ -4299,7 +4299,7 @@ def work_from(inbox: queue.SimpleQueue[Any]) -> None:
         FREE_THREADS.append(inbox)
 
 
-FREE_THREADS: collections.deque[queue.SimpleQueue[Any]] = collections.deque()  # their inboxes
+FREE_THREADS: deque[queue.SimpleQueue[Any]] = deque()  # their inboxes
 T = typing.TypeVar("T")
 
 

@@ -1222,3 +1222,16 @@ def words_of(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:  # it has just ended
         return []
+
+
+def test_why_it_was_the_turn_of_an_agent_that_stored_nothing_is_not_what_others_left_since() -> None:
+    plans = plugin("_pipeline_plan")
+    plan = plans.Plan(NextAgent("chief-architect", "high", "the first"), None)
+    agent = {"agent_id": "killed", "agent_type": "chief-architect", "task": "a greeting"}
+    for number, status in enumerate(["failed", "success"]):
+        plan.take(plans.Outcome(str(number), "chief-architect", "architect", status, []))
+        assert plan.reason(agent) == "the first"
+    coder = {"agent_id": "coder", "agent_type": "go-specialist", "task": f"a greeting{plans.PART}what was designed"}
+    plan.pending["go-specialist"] = NextAgent("go-specialist", "high", "another attempt")
+    assert plan.reason(coder) == "what was designed"
+    assert plan.reason(coder | {"task": "by hand"}) == "another attempt"

@@ -72,11 +72,12 @@ class Plan:
 
     def reason(self, agent: dict[str, Any]) -> str:
         """Why it was, or is, the turn of ``agent``."""
-        proposal = self.reasons.get(agent["agent_id"]) or self.pending.get(agent["agent_type"])
-        if proposal is None and PART in agent["task"]:  # it was killed, and its like has done the work since
+        proposal = self.reasons.get(agent["agent_id"])
+        if proposal is None and PART in agent["task"]:  # what is pending may have come of others that worked since
             return str(agent["task"].rpartition(PART)[2])
-        if proposal is None and agent["agent_type"] == self._first.agent_type:
-            proposal = self._first
+        if proposal is None:
+            of_first = agent["agent_type"] == self._first.agent_type
+            proposal = self._first if of_first else self.pending.get(agent["agent_type"])
         return proposal.reason if proposal else ""
 
     def queue(self) -> list[NextAgent]:

@@ -18,6 +18,7 @@ from tornado import httputil, iostream
 from tornado.http1connection import HTTP1ConnectionParameters
 
 log = logging.getLogger("cco.http")
+ONE_PIECE = 256 * 1024  # bytes of an answer that is copied behind its head: writing twice takes longer
 
 
 class Peer:

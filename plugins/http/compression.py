@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, ClassVar
 
 from cco_sidecar import MB, Endpoint, SpawnAgent, hookimpl
+from cco_sidecar_plugins.http._exchange import ONE_PIECE
 
 
 @hookimpl
@@ -19,9 +20,6 @@ def part_class(base: type) -> type | None:
     if not issubclass(base, Endpoint):
         return None
     return type("CompressedEndpoint", (CompressedEndpoint, base), {"compression": Compression()})
-
-
-ONE_PIECE = 256 * 1024  # bytes of an answer that is copied behind its head: writing twice takes longer
 
 
 class CompressedEndpoint(Endpoint):

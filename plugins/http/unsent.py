@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from cco_sidecar import MB, ApiError, Endpoint, GetStatus, WaitForEvents, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._steps import go_on
-from cco_sidecar_plugins.http.compression import ONE_PIECE
+from cco_sidecar_plugins.http._exchange import ONE_PIECE
 
 SHORT = 64 * 1024  # bytes of an answer of which nobody minds how long it waits for its client
 

@@ -215,13 +215,14 @@ class LimitedStorage(GatheringStorage):
         may have a limit for the size of files). Raises StorageError.
         """
         row = {"id": ".probe", "project": self._settings.project, "issue": ".probe", "agent_type": ""}
-        self.files.write([row | {"body": bytes(self.PROBE_BYTES)}])
         try:
+            self.files.write([row | {"body": bytes(self.PROBE_BYTES)}])
             log_bytes = self.path.with_name(f"{self.FILE}-wal").stat().st_size
             os.truncate(self.path.with_name("results") / self.files.NEW / row["id"], log_bytes + self.PROBE_BYTES)
         except OSError as error:
             raise StorageError(f"the folder results: {error.strerror}") from None
-        self.files.drop()
+        finally:
+            self.files.drop()
 
     async def _has(self, needed: int) -> bool:
         """Whether there are so many bytes, after what may go has been removed."""

@@ -24,7 +24,7 @@ def database_files(path: Path) -> list[Path]:
 def take_salvaged(path: Path) -> None:
     """Put what doctor --salvage made anew of the database in its place, where that has been killed before it did."""
     new = path.with_name(SALVAGED)
-    if new.exists():
+    if new.exists() and path.name != REPLICA:
         for file in database_files(path)[1:]:  # first: to the new database they would be a log of its own
             file.unlink(missing_ok=True)
         os.replace(new, path)

@@ -49,7 +49,7 @@ def page(
         for number, (name, values) in enumerate(given.items())
     )
     parts = () if part is None else (part,)
-    clauses += " and instr(id, ?)" if parts else ""
+    clauses += f" and seq in (select seq from {table} where instr(id, ?))" if parts else ""  # by the ids' own index
     mine = "project" if given else "+project"
     # Their sizes first: a body may have many megabytes, and a page holds few of those.
     size = "length(body)" if "body" in select else "0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -375,14 +376,27 @@ def test_an_end_is_told_once_whatever_its_moment_and_whoever_else_ends_in_it(ser
         assert [agent for page in pages for agent in page] == agents, limit
 
 
-def test_an_end_that_was_read_in_the_log_is_not_told_again_when_the_log_has_forgotten_it(service: Service) -> None:
+def test_an_end_that_is_recorded_behind_a_later_one_is_told_also_when_the_log_has_forgotten_it(
+    service: Service, tmp_path: Path
+) -> None:
     client = operator(service)
     agents = [client.spawn("i-border")["agent_id"] for _ in range(3)]
     for agent in agents:
         until(lambda agent=agent: client.get(f"/api/agents/{agent}/status").json()["ended_at"])
-    page = client.get("/api/issues/i-border/timeline").json()
-    assert {entry["agent_id"] for entry in page["entries"] if entry["kind"] == "ended"} == {*agents}
-    assert ends_by_page(service.storage / "sidecar.db", "i-border", page["next_cursor"], 1) == [[]]
+    with (
+        closing(sqlite3.connect(service.storage / "sidecar.db")) as source,
+        closing(sqlite3.connect(tmp_path / "copy.db")) as copy,
+    ):
+        source.backup(copy)
+        copy.execute("delete from event where type = 'agent_exited' and cast(body as text) like ?", (f"%{agents[0]}%",))
+        copy.execute("update agent set ended = ended - 1 where id = ?", (agents[0],))
+        copy.commit()
+    with closing(Records(connect_database(tmp_path / "copy.db", read_only=True))) as read:
+        settings: Any = SimpleNamespace(project=PROJECT, event_retention=86_400)
+        page = plugin("stories").Timeline(read, settings, "i-border", {}, str).page("earliest", 1000)
+    assert {entry["agent_id"] for entry in page["entries"] if entry["kind"] == "ended"} == {*agents[1:]}
+    later = ends_by_page(tmp_path / "copy.db", "i-border", page["next_cursor"], 1000)
+    assert agents[0] in itertools.chain.from_iterable(later)
 
 
 def test_how_an_issue_stands(service: Service, told: Client) -> None:

@@ -175,7 +175,7 @@ def cell(text: Any) -> str:
 def other_task(agent: dict[str, Any], story: dict[str, Any]) -> str:
     """What an agent was to do; "" where that is the issue's task, whole or with more beside it."""
     task, body = (str(text or "").partition(PART)[0].strip() for text in (agent["task"], story["body"]))
-    return "" if task in body or (body and body in task) else task
+    return "" if f"\n{task}\n" in f"\n{body}\n" or (body and body in task) else task
 
 
 def agent_lines(agent: dict[str, Any], task: str, brief: str | None) -> Iterator[str]:

@@ -170,8 +170,8 @@ class Timeline:
         oldest = created_from(read, floor + 1) if floor else 0.0
         # What is older than this is no longer in the log for certain, what is younger is.
         self._retained = max(oldest, self._now - min(LIFE, settings.event_retention))
-        columns = "select seq, id, type, ended from agent where project = ? and issue = ?"
-        self._agents = {row["id"]: row for row in read.rows(columns, self._project, issue)}
+        types = "select id, type from agent where project = ? and issue = ?"
+        self._types = {row["id"]: row["type"] for row in read.rows(types, self._project, issue)}
 
     def page(self, since: str, limit: int) -> dict[str, Any]:
         """Entries after ``since``, the oldest first. Raises REQ_001."""
@@ -186,10 +186,6 @@ class Timeline:
             reached[source] = number
             if source == "n" and at >= self._retained:  # the log has told whom routing proposed
                 reached["p"] = max(reached["p"], number)
-            if source == "e" and entry and entry["kind"] == "ended":  # likewise, when the log has forgotten it
-                agent = self._agents.get(entry["agent_id"])
-                if agent and agent["ended"] is not None:
-                    reached["x"] = max(reached["x"], end_number(agent["ended"], agent["seq"]))
         cursor = ".".join(f"{name}{reached[name]}" for name in SOURCES)
         return {"entries": entries, "next_cursor": cursor, "has_more": more}
 
@@ -228,7 +224,8 @@ class Timeline:
 
     def _ends(self, after: int) -> Iterator[Happening]:
         """Ends of which no event tells: the log has it no longer, or there never was a process. In the order in which
-        they came, which is not that of the starts.
+        they came, which is not that of the starts. Who pages on when the log has forgotten an end hears of it twice: an
+        end that was recorded late would else be missed.
         """
         gone = "(ended < ? or pid is null) and (ended, agent.seq) > (?, ?)"
         sql = f"{self._read.AGENTS} where project = ? and issue = ? and {gone} order by ended, agent.seq limit {STEP}"
@@ -286,8 +283,7 @@ class Timeline:
                 return routing_entry(at, event.publisher, data.agent_type, data.result_id, types)
             except msgspec.ValidationError:
                 pass
-        agent = self._agents.get(event.publisher)
-        agent_type = agent["type"] if agent else None
+        agent_type = self._types.get(event.publisher)
         entry = told(at, "event", event_id, event.publisher if agent_type else None, agent_type, event.event_type)
         entry |= {"event_type": event.event_type, "topic": event.topic, "publisher": event.publisher}
         return entry | {"data": event.data}

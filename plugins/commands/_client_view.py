@@ -187,7 +187,7 @@ def agent_line(row: dict[str, Any]) -> dict[str, str]:
     code = f" {row['exit_code']}" if row["exit_code"] else ""
     names = {name: row[name] for name in ("agent_type", "issue_id")}
     facts = {"state": row["state"] + code, "result": row.get("result_status") or "-", "started_at": row["started_at"]}
-    facts["time"] = duration(row["run_seconds"]) if row["pid"] else "-"
+    facts["time"] = duration(row.get("run_seconds", 0)) if row["pid"] else "-"
     return {"id": short_id(row["agent_id"]), **names, **facts, "task": first_line(row.get("task") or "")}
 
 

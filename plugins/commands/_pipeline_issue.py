@@ -143,7 +143,7 @@ class Story:
         files = {entry if isinstance(entry, str) else entry["path"] for entry in entries}
         return {
             "agent_id": agent["agent_id"], "agent_type": agent["agent_type"], "state": agent["state"],
-            "seconds": agent["run_seconds"] if agent["ended_at"] else 0,
+            "seconds": agent.get("run_seconds", 0) if agent["ended_at"] else 0,
             "status": result.get("status"), "source": record.get("source"), "files_changed": len(files),
             "decision": short_decision(result), "reason": plan.reason(agent),
         }  # fmt: skip

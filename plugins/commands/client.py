@@ -500,19 +500,39 @@ def command_agent_kill(options: argparse.Namespace) -> int:
         raise StartError("agent kill takes one of ID, --issue and --all")
     client = Client(options)
     if options.id is not None:
-        chosen = [whole_id(client, "agents", options.id)]
-    else:  # the newest last: who starts others is ended before them
-        query = {"status": "active", "issue_id": options.issue, "limit": 1000}
-        chosen = [row["agent_id"] for row in client.call("GET", "/api/agents", query=query)["agents"]]
-    force = {"force": "true" if options.force else None}
-    told = [client.call("DELETE", f"/api/agents/{quote(agent_id)}", query=force) for agent_id in chosen]
+        ordered = order_ends(client, options, [whole_id(client, "agents", options.id)])
+    else:
+        ordered = dict[str, Any]()
+        for _ in range(LOOKS):  # who is ended may have started others meanwhile
+            running = every(client, "agents", status="active", issue_id=options.issue)
+            if not (new := [row["agent_id"] for row in running if row["agent_id"] not in ordered]):
+                break
+            ordered |= order_ends(client, options, new)
+    told = list(ordered.values())
     if options.timeout is not None:
         deadline = time.monotonic() + options.timeout
-        told = [ended_by(client, agent_id, deadline, options.timeout) for agent_id in chosen]
+        told = [ended_by(client, agent_id, deadline, options.timeout) for agent_id in ordered]
     if options.id is not None:
         return show(options, told[0])
     answer = {"agents": told, "has_more": False}
     return show(options, answer, "agents") if options.timeout is None else show_list(options, answer, "agents")
+
+
+LOOKS = 10  # for agents that run: beside a `cco run`, which starts the next one, there are always new ones
+
+
+def order_ends(client: Client, options: argparse.Namespace, agents: list[str]) -> dict[str, Any]:
+    """The answer to each order, the oldest agent first. Raises StartError for the first refusal, behind all others."""
+    told, refusals = dict[str, Any](), list[StartError]()
+    for agent_id in agents:
+        try:
+            query = {"force": "true" if options.force else None}
+            told[agent_id] = client.call("DELETE", f"/api/agents/{quote(agent_id)}", query=query)
+        except StartError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+    return told
 
 
 def ended_by(client: Client, agent_id: str, deadline: float, seconds: float) -> dict[str, Any]:

@@ -3129,9 +3129,9 @@ def ask_git(folder: Path | str, *arguments: str, env: dict[str, str] | None = No
     except GitError:
         if theirs == every:
             raise
-        names = ", ".join(sorted(name[7:] for name in every))
-        log_once(f"git is asked without filters, one of which fails: {names}")
-        return git_output([*command, *without_filters(every), *arguments], environ)
+        output = git_output([*command, *without_filters(every), *arguments], environ)
+        log_once(f"git is asked without filters, one of which fails: {', '.join(sorted(it[7:] for it in every))}")
+        return output
 
 
 def without_filters(names: set[str]) -> list[str]:

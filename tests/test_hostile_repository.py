@@ -127,6 +127,22 @@ def test_where_a_filter_of_the_users_own_fails_git_is_asked_without_it(
     assert told == ["git is asked without filters, one of which fails: mine"]
 
 
+def test_where_git_fails_for_another_reason_no_filter_is_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "gitconfig").write_text('[filter "mine"]\n\tclean = cat\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    root = tmp_path / "begun"
+    root.mkdir()
+    git(root, "init", "--quiet")
+    (root / "main.py").write_text("x = 1\n")
+    git(root, "add", "main.py")
+    cco_sidecar.log_once.cache_clear()
+    names, found, _ = cco_sidecar.Project(root, tmp_path).ask()
+    assert names == ["main.py"] and [change.status for change in found.uncommitted_changes] == ["added"]
+    assert not caplog.records
+
+
 def test_a_filter_of_the_users_own_goes_on_working(
     repository: Path, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

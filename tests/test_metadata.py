@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -92,6 +93,7 @@ def write(folder: Path, files: Contents) -> None:
             {"rails": "~> 7.1", "puma": ""},
         ),
         ("DESCRIPTION", "Package: x\nDepends:\n    R (>= 4.1)\nImports: cli (>= 3.6), R6\nVignetteBuilder: no\n", "unknown", {"cli": ">= 3.6", "R6": ""}),
+        ("DESCRIPTION", "Imports: a (>= 1),\n    b.c\n    ,d( < 2 ),e f, g (x, R (>= 4)\nSuggests:\n    h\n", "unknown", {"a": ">= 1", "b.c": "", "d": "< 2", "h": ""}),
         ("Project.toml", 'name = "X"\n[deps]\nTables = "bd36"\nPrintf = "de08"\n[compat]\nTables = "1.9"\njulia = "1"\n', "unknown", {"Tables": "1.9", "Printf": ""}),
         ("fpm.toml", '[dependencies]\njson = {git = "https://x/y"}\nblas = "*"\n[dev-dependencies]\ntest = "1"\n', "unknown", {"json": "", "blas": "*", "test": "1"}),
         ("alire.toml", '[[depends-on]]\naaa = "~0.3"\n[[depends-on]]\nspdx = "^26"\n', "unknown", {"aaa": "~0.3", "spdx": "^26"}),
@@ -103,6 +105,10 @@ def write(folder: Path, files: Contents) -> None:
         ("project.clj", '(defproject shop "1.0"\n  :dependencies [[org.clojure/clojure "1.12"]\n [ring "1.15"]])', "unknown", {"org.clojure/clojure": "1.12", "ring": "1.15"}),
         ("deps.edn", '{:deps {org.clojure/clojure {:mvn/version "1.12"}}}', "unknown", {"org.clojure/clojure": "1.12"}),
         ("versions.tf", 'terraform {\n  required_providers {\n    aws = {\n      source  = "hashicorp/aws"\n      version = ">= 6"\n    }\n    own = { source = "acme/own" }\n  }\n}\n', "unknown", {"hashicorp/aws": ">= 6", "acme/own": ""}),
+        ("versions.tf", 'a = {\n  version = "~> 5.0"\n  # source = "no"\n  source  = "hashicorp/aws"\n}\nb = {\n  configuration_aliases = [b.c]\n  source = "x/b" }\nc = { source = "x/c", version = "1" }\n', "unknown", {"hashicorp/aws": "~> 5.0", "x/b": "", "x/c": "1"}),
+        ("Chart.yaml", "dependencies:\n- name: redis\n  tags:\n    - cache\n    - name: no\n  version: 17.x\n- name: own\n  version: \"\"\n", "unknown", {"redis": "17.x", "own": ""}),
+        ("cpanfile", "requires 'A', 1.2;\nrequires 'B' => 0.98;\nrequires 'C', v5.10;\nrequires 'D', '';\nrequires 'E' => undef;\n\n  requires 'F' , \"== 2\";\n", "unknown", {"A": "1.2", "B": "0.98", "C": "v5.10", "D": "", "E": "", "F": "== 2"}),
+        ("deps.edn", '{:deps {a.b/c-d  {:mvn/version "1"}\n e {:mvn/version "2"} f {:git/url "x"}}}', "unknown", {"a.b/c-d": "1", "e": "2"}),
         ("pyproject.toml", "this is [not toml", "python", {}),
         ("package.json", "[1, 2", "javascript", {}),
         ("pom.xml", "<project>", "java", {}),
@@ -143,6 +149,9 @@ KINDS_OF_PROJECT: dict[str, tuple[list[str], str]] = {
     "TypeScript with examples": (["tsconfig.json", "package.json", *some(2, ".ts"), *some(5, ".js")], "typescript"),
     "JavaScript whose types are checked": (["tsconfig.json", "package.json", "a.ts", *some(5, ".js")], "javascript"),
     "Java that Gradle builds by Kotlin": (["build.gradle.kts", *some(5, ".java"), "settings.gradle.kts"], "java"),
+    "a small project in Java that Gradle builds by Kotlin": (["build.gradle.kts", "settings.gradle.kts", "src/main/java/com/x/Application.java", "src/test/java/com/x/ApplicationTests.java"], "java"),
+    "Java in a package that is called test": (["pom.xml", *some(40, ".java", "src/main/java/com/acme/test"), *some(5, ".ts"), "a.js"], "java"),
+    "templates of a chart and a script": ([*some(9, ".tpl", "templates"), "a.py"], "python"),
     "Scala that Maven builds": (["pom.xml", *some(5, ".scala"), "a.java"], "scala"),
     "a manifest and no source yet": (["Cargo.toml", "README.md"], "rust"),
     "a manifest and tests": (["setup.py", "pyproject.toml", *some(2, ".py", "tests")], "python"),
@@ -190,6 +199,61 @@ def test_manifests_that_are_called_as_their_packages_are_read_too(tmp_path: Path
     assert manifests.read_dependencies(ProjectFiles(tmp_path, list(files))) == {
         "semigroups": "", "aeson": ">= 1.4 && < 2", "base": "", "text": "^>= 2", "dune": ">= 3.18", "odoc": "",
     }  # fmt: skip
+
+
+@table({
+    "on one line": ('depends: ["ocaml" "dune" {>= "2"}]\nconflicts: [\n "evil" {= "1"}\n]\n', {"ocaml": "", "dune": ">= 2"}),
+    "a bracket in quotes": ('depends: [ "a" {build & = "]"} "b" ]\n"c"', {"a": "= ]", "b": ""}),
+    "bounds on lines of their own": ('depends: [\n "a" {>= "2" &\n   < "3"}\n "b"\n {with-test & != "4"}\n]\n', {"a": ">= 2 < 3", "b": "!= 4"}),
+    "one of several": ('depends: [ ("a" | "b" {= "1"}) ("c" | "d") {>= "2"} ]\n', {"a": "", "b": "= 1", "c": "", "d": ""}),
+    "comments": ('depends: [\n "a" # no ] "x"\n (* "y" ] *)\n "b" ("c")\n # "z"\n]\n', {"a": "", "b": "", "c": ""}),
+    "no end": ('depends: [\n "a" "b" {>= "', {"a": "", "b": ""}),
+    "none": ('build: [\n "a"\n]\n', {}),
+})  # fmt: skip
+def test_dependencies_of_an_opam_file(tmp_path: Path, given: str, expected: dict[str, str]) -> None:
+    write(tmp_path, {"x.opam": given})
+    assert manifests.read_dependencies(ProjectFiles(tmp_path, ["x.opam"])) == expected
+
+
+@table({
+    "a blank line": ("test-suite t\n  build-depends:\n      base\n\n    , hspec >= 2\n \n  main-is: a\n", {"base": "", "hspec": ">= 2"}),
+    "no deeper line": ("  build-depends: base\n\n  other-modules: A, B\n", {"base": ""}),
+    "libraries of one package": ("  build-depends: foo:{a,b} ^>=1, bar:c > 2\n", {"foo": "^>=1", "bar": "> 2"}),
+    "carriage returns": ("  Build-Depends: a\r\n\r\n    , b\r\n  main-is: a, c\r\n", {"a": "", "b": ""}),
+})  # fmt: skip
+def test_dependencies_of_a_cabal_file(tmp_path: Path, given: str, expected: dict[str, str]) -> None:
+    write(tmp_path, {"x.cabal": given})
+    assert manifests.read_dependencies(ProjectFiles(tmp_path, ["x.cabal"])) == expected
+
+
+OPENINGS = {
+    "x.opam": ("depends: [\n", 'depends: ["a" {'), "x.cabal": ("build-depends:\n", "build-depends: a\n  "),
+    "DESCRIPTION": ("Depends:\n", "Depends: a ("), "Project.toml": ("[deps]\n",), "fpm.toml": ("[dependencies]\n",),
+    "alire.toml": ("[[depends-on]]\n",), "shard.yml": ("dependencies:\n", "dependencies:\n  a: "),
+    "elm.json": ('{"dependencies":',), "Chart.yaml": ("dependencies:\n", "dependencies:\n- "),
+    "build.zig.zon": (".a = .{", '.@"'), "cpanfile": ("requires 'a', ", "requires '"), "project.clj": ("[a ", '[a "'),
+    "deps.edn": ("a {:mvn/version ", 'a {:mvn/version "'), "versions.tf": ("a = {", 'a = { source = "', "={" + "\n" * 998),
+}  # fmt: skip
+PARTS = ("a", "a b ", "a, ", " ", "\n", "  a\n", "[", "{", "(", "]", '"', "'", '\\"', "<", "(*", "#", ":{", ".", "=", "- ")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_long_manifests_take_time_in_proportion_to_their_length(tmp_path: Path, name: str) -> None:
+    def seconds(read: Callable[[], Any]) -> float:
+        started = time.thread_time()
+        read()
+        return time.thread_time() - started
+
+    def dependencies() -> Any:
+        return rare.rare_dependencies(ProjectFiles(tmp_path, [name]))
+
+    rare, size = plugin("_rare_manifests"), 200_000
+    assert set(OPENINGS) == {*rare.BY_NAME, *(f"x{end}" for end in rare.BY_ENDING)}
+    by_letter = min(seconds(lambda: [letter[0] for letter in re.finditer("(?s).", "a" * size)]) for _ in range(5))
+    for part in (*OPENINGS[name], *PARTS):
+        for begin in ("", *OPENINGS[name]):
+            write(tmp_path, {name: begin + part * (size // len(part))})
+            assert any(seconds(dependencies) < 4 * by_letter for _ in range(3)), (begin, part)
 
 
 @pytest.mark.parametrize(

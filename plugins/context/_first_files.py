@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from cco_sidecar import FileFact, kind_of, language_of, run_git, split_z
+from cco_sidecar import FileFact, language_of, run_git, split_z
+from cco_sidecar_plugins.context._kinds import kind_of
 from cco_sidecar_plugins.context._withheld import own_files, own_module
 
 TYPE_BY_MANIFEST = {
@@ -50,6 +51,8 @@ def written_in(declared: tuple[str, ...], names: tuple[str, ...]) -> str:
             of_kind["source"]["python"] += 1
         elif (counts := of_kind.get(kind_of(name))) is not None and not name.endswith(".h"):  # .h is C++ too
             counts[language_of(name)] += 1
+    for counts in of_kind.values():
+        del counts["unknown"]  # a template of any language
     counts = of_kind["source"] or of_kind["test"]
     if "typescript" in declared and 4 * counts["typescript"] >= counts["javascript"]:
         del counts["javascript"]  # is checked and built with it

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import takewhile
 
 from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.context._manifests import pubspec_block
@@ -52,39 +53,55 @@ def crystal_dependencies(file: File) -> Versions:
 
 
 def helm_dependencies(file: File) -> Versions:
-    items = re.split(r"(?m)^[ \t]*- ", "\n".join(yaml_block(file.text(), "dependencies")))[1:]
-    found = [dict(re.findall(r"(?m)^[ \t]*(name|version):[ \t]*[\"']?([^\"'#\n]+)", item)) for item in items]
+    block = "\n".join(yaml_block(file.text(), "dependencies"))
+    first = re.search(r"(?m)^([ \t]{0,99})- ", block)
+    items = re.split(rf"(?m)^{first[1]}- ", block)[1:] if first else []  # an item may have lists of its own
+    found = [dict(re.findall(r"(?m)^[ \t]*(name|version):[ \t]*[\"']?([^\"'#\n]+)", item)[::-1]) for item in items]
     return {item["name"].strip(): item.get("version", "").strip() for item in found if "name" in item}
 
 
 def r_dependencies(file: File) -> Versions:
     fields = dict(re.findall(r"(?m)^(Depends|Imports|LinkingTo|Suggests):(.*(?:\n[ \t].*)*)", file.text()))
-    items = (item.strip() for field in fields.values() for item in field.split(","))
-    found = [re.fullmatch(r"([\w.]+)\s*(?:\((.*)\))?", item) for item in items]
-    return {item[1]: (item[2] or "").strip() for item in found if item and item[1] != "R"}
+    found = R_ITEM.findall(",".join(fields.values()))
+    return {name: version.strip() for name, version in found if name != "R"}
+
+
+R_ITEM = late_pattern(r"(?<![^,])\s*+([\w.]++)\s*+(?:\(([^,\n]*)\)\s*+)?(?![^,])")
 
 
 def cabal_dependencies(file: File) -> Versions:
     code = re.sub(r"(?m)^[ \t]*--.*\n?", "", file.text())
     own = re.search(r"(?mi)^name:[ \t]*([\w-]+)", code)
-    found: Versions = {}
+    found, item_of = Versions(), re.compile(r"\s*([A-Za-z0-9-]+)(?::\S+)?\s*(.*)").match
     for field in CABAL.finditer(code):
-        after = code[field.end() : field.end() + LONGEST_FIELD]
-        below = re.split(rf"(?m)^(?!{field[1]}[ \t])", after, maxsplit=1)[0]
-        for item in f"{field[2]}{below}".split(","):
-            if match := re.match(r"\s*([A-Za-z0-9-]+)(?::\S+)?\s*(.*)", item):
+        for item in re.sub(r":[ \t]*\{[^{}]*\}", "", field[2]).split(","):  # libraries of one package
+            if match := item_of(item):
                 found.setdefault(match[1], match[2].strip())
     return {name: version for name, version in found.items() if not own or name != own[1]}
 
 
-CABAL = late_pattern(r"(?mi)^([ \t]{0,40})build-depends:([^\n]*)\n?")
-LONGEST_FIELD = 20_000  # letters of a list of dependencies
+# a field has the lines that are deeper than it, and the blank ones between them
+CABAL = late_pattern(r"(?mi)^([ \t]{0,40})build-depends:([^\n]*(?:(?:[ \t\r]*+\n)++\1[ \t][^\n]*+)*+)")
 
 
 def opam_dependencies(file: File) -> Versions:
-    listed = re.search(r"(?ms)^depends:\s*\[(.*?)^\]", file.text())
-    names = re.findall(r'(?m)^\s*"([\w+-]+)"\s*(?:\{([^}\n]*)\})?', listed[1]) if listed else []
-    return {name: " ".join(re.findall(r'[<>=!]+ *"[^"]*"', bounds)).replace('"', "") for name, bounds in names}
+    after = re.split(r"(?m)^depends:\s*\[", file.text(), maxsplit=1)[1:]
+    parts = (part[0] for part in OPAM_PART.finditer(after[0])) if after else ()
+    listed = "".join(part for part in takewhile("]".__ne__, parts) if not part.startswith(("#", "(*")))
+    names = re.findall(r'"([\w+-]+)"\s*(?:\{([^}]*))?|\{[^}]*', listed)
+    return {name: " ".join(OPAM_BOUND.findall(bounds)).replace('"', "") for name, bounds in names if name}
+
+
+# a string or a comment without an end has all that follows, so nothing is looked at twice
+OPAM_PART = late_pattern(r"""(?s)(?:[^]"#(]++|\((?!\*)|"(?:[^"\\]++|\\.)*+"?)++|#[^\n]*|\(\*.*?(?:\*\)|\Z)|\]""")
+OPAM_BOUND = late_pattern(r'(?<![<>=!])[<>=!]++ *+"[^"]*"')
+
+
+def terraform_dependencies(file: File) -> Versions:
+    blocks = re.findall(r"=\s{0,9}\{([^{}]{0,999})", file.text())
+    fields = re.compile(r'(?m)(?:^|,)[ \t]{0,99}(source|version)\s{0,9}=\s{0,9}"([^"\n]{1,99})"')
+    found = [dict(fields.findall(block)) for block in blocks]
+    return {each["source"]: each.get("version", "") for each in found if "source" in each}
 
 
 def written(pattern: str) -> Callable[[File], Versions]:
@@ -99,13 +116,11 @@ BY_NAME = {
     "Chart.yaml": helm_dependencies,
     "build.zig.zon": written(r'\.(@"[^"\n]{1,99}"|\w{1,99})\s*+=\s*+\.\{(?=[^{}]{0,999}\.(?:url|path)\s{0,9}=)()'),
     "cpanfile": written(
-        r"""(?m)^\s{0,99}requires\s{1,9}["']([\w:]{1,99})["'](?:\s{0,9}(?:,|=>)\s{0,9}["']([^"'\n]{0,99}))?"""
+        r"""(?m)^[ \t]{0,99}requires\s{1,9}["']([\w:]{1,99})["']"""
+        r"""(?:\s{0,9}(?:,|=>)\s{0,9}(?:["'](?=[^"'\n]))?((?<=["'])[^"'\n]{1,99}|v?\d[\w.]{0,99}))?"""
     ),
     "project.clj": written(r'\[([\w./-]{1,99})\s{1,9}"([^"\n]{1,99})"'),
-    "deps.edn": written(r'([\w./-]{1,99})\s{1,9}\{:mvn/version\s{1,9}"([^"\n]{1,99})"'),
-    "versions.tf": written(
-        r'\w{1,99}\s{0,99}=\s{0,9}\{\s{0,99}source\s{0,9}=\s{0,9}"([^"\n]{1,99})"'
-        r'(?:\s{0,99}version\s{0,9}=\s{0,9}"([^"\n]{0,99}))?'
-    ),
+    "deps.edn": written(r'(?<![\w./-])([\w./-]{1,99}+)\s{1,9}\{:mvn/version\s{1,9}"([^"\n]{1,99})"'),
+    "versions.tf": terraform_dependencies,
 }  # fmt: skip
 BY_ENDING = {".cabal": cabal_dependencies, ".opam": opam_dependencies}

@@ -125,8 +125,7 @@ async def walk(flags: dict[str, Any], trace: Trace) -> dict[str, int]:
     async with Sidecar(settings, hooks) as sidecar:
         if starting := getattr(sidecar.contexts, "_starting", None):
             await starting  # the first look at the project is no part of a request
-        if looking := getattr(sidecar.results, "_main_language", None):
-            await asyncio.wrap_future(looking)
+        await sidecar.results.prepared({})  # likewise the look at its language, once a minute
         token = sidecar.tokens.mint("walker", "chief-architect")
         for name, (method, path, body) in REQUESTS.items():
             with trace:

@@ -3414,7 +3414,8 @@ class Agents:
         await self.launcher.types.find(body["agent_type"])
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
-        if (number := len(self.active)) >= self.settings.max_agents:
+        number = sum(not running.row.get("ended") for running in self.active.values())
+        if number >= self.settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
         row, asked = self.launcher.row(claims, body), body.get("environment") or {}
         # From here on it counts: a thousand at once cannot pass the limit.
@@ -3500,7 +3501,7 @@ class Agents:
                     await running.ending.wait()
 
     async def tend(self, running: Running) -> None:
-        """Called again and again while an agent runs."""
+        """Called repeatedly while an agent runs."""
 
     async def _record(self, running: Running) -> None:
         row, now = running.row, time.time()
@@ -3544,7 +3545,7 @@ class Agents:
         """Wait for those that are ending, and leave the others to the next start."""
         for running in self.active.values():
             running.grace = min(running.grace, 2.0)
-        deadline = time.monotonic() + 10.0  # a look at very many processes takes seconds
+        deadline = time.monotonic() + 10.0  # a look at many processes takes seconds
         while any(running.ending.is_set() for running in self.active.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         tasks = [running.task for running in self.active.values() if running.task]
@@ -3697,13 +3698,13 @@ class Processes:
                     start_new_session=True,
                 )  # fmt: skip
             running.row |= {"pid": child.pid, "birth": birth_of(child.pid)}
-            if running.ending.is_set():  # who waited has given up, and may have looked before there was a pid
+            if running.ending.is_set():  # who waited has given up, maybe before there was a pid
                 child.kill()
 
         await self._pool.run(popen)
 
     async def adopt(self, running: Running) -> None:
-        """Go on with an agent of an earlier run, or see that its first process has ended."""
+        """Go on with an agent of an earlier run, or see that it has ended."""
         running.began -= max(0.0, time.time() - running.row["started"])
         self.look(running)
 
@@ -3754,7 +3755,7 @@ class Running:
     """An agent that has not ended, and what is known of its first process."""
 
     token = ""
-    child: subprocess.Popen[bytes] | None = None  # where we have started it ourselves
+    child: subprocess.Popen[bytes] | None = None  # where we started it
     grace = 5.0  # seconds between SIGTERM and SIGKILL
     ended_as: AgentState | None = None  # set where it does not end by itself
     exited = False  # its first process has ended

@@ -1222,6 +1222,59 @@ def test_a_stop_with_stop_agents_ends_them_all(make_service: Callable[..., Servi
     assert [status(service.client(), agent_id)["state"] for agent_id in ids] == ["killed"] * 3
 
 
+LATE_NEWS = """
+import os, time
+from cco_sidecar import *
+
+@hookimpl
+def part_class(base):
+    class Late(base):
+        def commit(self, records, jobs):
+            done = super().commit(records, jobs)
+            while os.path.exists(HOLD) and records.one("select 1 from agent where state = 'completed'"):
+                time.sleep(0.01)
+            return done
+
+    class Counting(base):
+        def row(self, claims, body):  # there is room for this one
+            with open(HOLD + ".spawns", "a") as spawns:
+                spawns.write(".")
+            return super().row(claims, body)
+
+    return Late if issubclass(base, Storage) else Counting if issubclass(base, Launcher) else None
+"""
+
+
+@pytest.mark.needs_plugin("agents/end and http/repeats")
+def test_an_agent_whose_end_is_stored_has_ended_for_every_request(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    hold, go, more = tmp_path / "hold", tmp_path / "go", tmp_path / "more"
+    more.mkdir()
+    (more / "late.py").write_text(LATE_NEWS.replace("HOLD", repr(str(hold))))
+    command = ["sh", "-c", f"until [ -e {go} ]; do sleep 0.05; done"]
+    service = make_service("--agent-command", json.dumps(command), "--max-agents", "1", "--plugins", str(more))
+    client, body = service.client(), {"agent_type": "python-specialist", "issue_id": "issue-1"}
+
+    def ask() -> requests.Response:
+        return client.post("/api/agents/spawn", body, headers={"Idempotency-Key": "one"})
+
+    first = ask().json()
+    assert first["jwt_token"]
+    hold.touch()
+    go.touch()
+    until(lambda: status(client, first["agent_id"])["ended_at"])  # which the service itself has not been told yet
+    ending = client.delete(f"/api/agents/{first['agent_id']}?force=true").json()
+    assert (ending["ending"], ending["state"]) == (False, "completed")
+    again = ask().json()
+    assert (again["agent_id"], again["jwt_token"], again["state"]) == (first["agent_id"], "", "completed")
+    with ThreadPoolExecutor(1) as pool:
+        next_one = pool.submit(service.client().spawn)
+        until(lambda: next_one.done() or (tmp_path / "hold.spawns").read_text() == "..")
+        hold.unlink()
+        assert next_one.result()["state"]
+
+
 SLOW_LOOKS = """
 import asyncio
 from cco_sidecar import *

@@ -1007,6 +1007,35 @@ def test_what_clients_need_is_written_again_where_a_cleaner_took_it(
     assert service.stop() == 0 and not (service.storage / "sidecar.json").exists()
 
 
+EARLY_CLEANER = """
+from cco_sidecar import Storage, hookimpl
+
+@hookimpl(trylast=True)
+def part_class(base):
+    class Cleaned(base):
+        def announce(self, info):
+            super().announce(info)
+            self.path.with_name("FILE").write_text("CONTENT")
+
+    return Cleaned if base is Storage else None
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("sidecar.json", "{"), ("sidecar.json", ""), ("jwt.secret", "another secret " * 4)]
+)
+def test_a_cleaner_that_comes_with_the_announcement_is_undone(
+    make_service: Callable[..., Service], tmp_path: Path, file: str, content: str
+) -> None:
+    (more := tmp_path / "more").mkdir()
+    (more / "cleaner.py").write_text(EARLY_CLEANER.replace("FILE", file).replace("CONTENT", content))
+    service = make_service("--plugins", str(more))
+    until(lambda: f"{file} was removed or replaced" in service.log)
+    assert service.client().get("/status").status_code == 200
+    assert (service.storage / file).read_text() != content
+    assert json.loads((service.storage / "sidecar.json").read_text())["url"] == service.url
+
+
 def test_a_storage_that_a_cleaner_took_altogether_is_said_once_and_nothing_is_made_in_its_place(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:

@@ -39,7 +39,8 @@ class EndAgent(AgentEndpoint):
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
         row = self.find(agent_id)
-        ending = await typing.cast(EndedAgents, self.sidecar.agents).end(agent_id, force=self.query.force)
+        agents = typing.cast(EndedAgents, self.sidecar.agents)
+        ending = not row["ended"] and await agents.end(agent_id, force=self.query.force)
         return {"agent_id": agent_id, "ending": ending, "state": row["state"], "timestamp": iso()}
 
 

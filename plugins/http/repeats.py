@@ -87,7 +87,7 @@ class RepeatedAgents(Agents):
         if row["pid"] is None:
             problem = "The first spawn with this Idempotency-Key was cut off before it had a process: use another key"
             raise ApiError("AGT_001", problem)
-        running = self.active.get(row["id"])
+        running = None if row["ended"] else self.active.get(row["id"])
         if running and not running.token:  # it is being adopted at this moment
             running.token = self.launcher.token(row)
         token = running.token if running else ""

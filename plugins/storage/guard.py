@@ -12,6 +12,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cco_sidecar import (
     LOG_BYTES,
     Endpoint,
@@ -106,9 +108,11 @@ class GuardedStorage(LimitedStorage):
             file.check()
 
     def announce(self, info: SidecarInfo) -> None:
+        """Of what is kept nothing is read after the announcement: whoever sees that may change it at once."""
+        secret = self.path.with_name("jwt.secret")
+        files = {} if self._settings.jwt_secret else {secret: secret.read_bytes()}
+        files[self.path.with_name(SidecarInfo.FILE)] = msgspec.json.format(msgspec.json.encode(info)) + b"\n"
         super().announce(info)
-        names = [SidecarInfo.FILE] if self._settings.jwt_secret else [SidecarInfo.FILE, "jwt.secret"]
-        files = {self.path.with_name(name): self.path.with_name(name).read_bytes() for name in names}
         self._keeping = asyncio.create_task(self._keep(files))
 
     async def _keep(self, files: dict[Path, bytes]) -> None:

@@ -931,7 +931,8 @@ def test_what_no_json_says_costs_a_plugin_its_own_contribution_and_one_line(
     assert "Traceback" not in service.log and client.get("/health").json()["status"] == "healthy"
 
 
-def test_a_ranking_is_as_long_as_the_project_is_large() -> None:
+def test_a_ranking_is_as_long_as_the_project_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hooks, "TIMEOUT", 60.0)  # reading it takes half a second of processor time
     chunks, reasons = [(51 * number, 1.5) for number in range(5)], ["text matches greet", "changed recently"]
     ranked = [cco_sidecar.RankedFile(f"src/\udcff{number}.py", 1.0, reasons, chunks) for number in range(40_000)]
 

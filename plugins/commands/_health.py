@@ -12,6 +12,8 @@ from typing import Any
 
 from cco_sidecar import Settings, in_thread, is_identifier
 
+LOCAL_SECONDS = 3.0  # for an answer from this machine, which may be busy
+
 
 def explain_bind_error(settings: Settings, error: OSError) -> str:
     """The message that the port cannot be used: who has it, where that is a sidecar, and what to do."""
@@ -20,7 +22,7 @@ def explain_bind_error(settings: Settings, error: OSError) -> str:
         return f"cannot listen on {where}: {error.strerror or error}"
     holder = ""
     with contextlib.suppress(OSError, http.client.HTTPException):
-        if health := read_health(ask_health(url_of_port(settings), 1)[1]):
+        if health := read_health(ask_health(url_of_port(settings), LOCAL_SECONDS)[1]):
             holder = f" by the sidecar of project {health['project_id']}"
     return f"{where} is already taken{holder}; use --port with another number, or --port 0 for a free one"
 
@@ -42,7 +44,7 @@ def ask_health(url: str, seconds: float) -> tuple[int, bytes]:
         host = parts.hostname or ""
         connection = http.client.HTTPConnection(host, parts.port, timeout=seconds)
         if parts.scheme == "https":
-            trusting = ssl.create_default_context()
+            trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the authorities, which take long to load
             trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
             connection = http.client.HTTPSConnection(host, parts.port, timeout=seconds, context=trusting)
         with contextlib.closing(connection):

@@ -14,7 +14,7 @@ import psutil
 from cco_sidecar import Settings, SidecarInfo, default_storage, run_git
 from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import read_sidecar_json
-from cco_sidecar_plugins.commands._health import ask_health, read_health, url_of_port
+from cco_sidecar_plugins.commands._health import LOCAL_SECONDS, ask_health, read_health, url_of_port
 
 
 def running_settings(settings: Settings) -> Settings:
@@ -45,7 +45,7 @@ def unannounced(settings: Settings) -> str:
     health, url = {}, url_of_port(settings)
     if settings.port:
         with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-            health = read_health(ask_health(url, 0.5)[1])
+            health = read_health(ask_health(url, LOCAL_SECONDS)[1])
     if health.get("project_id") != settings.project or health.get("instance_id") in {
         info.instance_id for info in announced(settings)
     }:

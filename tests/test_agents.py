@@ -1275,6 +1275,40 @@ def test_an_agent_whose_end_is_stored_has_ended_for_every_request(
         assert next_one.result()["state"]
 
 
+SHORT_LIFE = """
+import asyncio
+from cco_sidecar import *
+
+@hookimpl
+def agent_result():
+    return {"status": "success", "rationale": "it said nothing"}
+
+@hookimpl
+def part_class(base):
+    class Patient(base):
+        async def begin_watch(self, running):
+            await super().begin_watch(running)
+            await asyncio.wait([running.task], timeout=10)
+
+    return Patient if issubclass(base, Agents) else None
+"""
+
+
+@pytest.mark.needs_plugin("agents/endings and http/repeats")
+def test_a_result_that_is_stored_for_an_agent_within_its_spawn_is_not_taken_for_the_spawns_answer(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/short_life.py").write_text(SHORT_LIFE)
+    service = make_service("--agent-command", '["true"]', "--plugins", str(tmp_path / "more"))
+    client, body = service.client(), {"agent_type": "python-specialist", "issue_id": "issue-1"}
+    first, again = (client.post("/api/agents/spawn", body, headers={"Idempotency-Key": "one"}) for _ in range(2))
+    assert first.status_code == 201 and again.json()["agent_id"] == first.json()["agent_id"]
+    told = status(client, first.json()["agent_id"])
+    assert (told["state"], told["result_status"]) == ("completed", "success")
+    assert "is tried again" not in service.log
+
+
 SLOW_LOOKS = """
 import asyncio
 from cco_sidecar import *

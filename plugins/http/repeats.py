@@ -137,7 +137,7 @@ class IdempotencyTicket:
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
         """While the request is done: the job that gives its answer also keeps it. Raises DoneElsewhere."""
-        self._working, before = True, KEEPING.set(self._keeping)
+        self._stored, self._working, before = b"", True, KEEPING.set(self._keeping)
         try:
             yield
         finally:
@@ -153,7 +153,8 @@ class IdempotencyTicket:
                 self._remember(records, answer)
             return answer
 
-        return keep if self._working else job
+        # What comes after the answer is another's: an agent may end, and its result be stored, within its spawn.
+        return keep if self._working and not self._stored else job
 
     def _remember(self, records: Records, answer: Any) -> None:
         self._stored = msgspec.json.encode(answer)

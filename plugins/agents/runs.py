@@ -3,6 +3,7 @@
 A run ends with its service, however that ends: it reads its standard input, which the service holds open, and stops at
 its end as at Ctrl-C. After a stop or a kill its agents go on, as all agents do, and a new run on the issue goes on from
 there. What a run printed lies in ``STORAGE/runs/PROJECT/ID.json``; one whose record still says ``running`` was cut off.
+Its token lies beside it in ``ID.token`` until its revocation is stored.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from cco_sidecar import (
     SPAWN,
     TASK_LENGTH,
     WRITE,
+    Agents,
     ApiError,
     Claims,
     Endpoint,
@@ -42,6 +44,8 @@ from cco_sidecar import (
     Route,
     Sidecar,
     SidecarInfo,
+    Storage,
+    Tokens,
     harmless,
     hookimpl,
     in_thread,
@@ -72,6 +76,11 @@ def register_routes() -> list[Route]:
         Route("GET", "/api/runs/{run_id}", GetRun),
         Route("DELETE", "/api/runs/{run_id}", StopRun),
     ]
+
+
+@hookimpl
+def part_class(base: type) -> type | None:
+    return type("RunsAgents", (RunsAgents, base), {}) if issubclass(base, Agents) else None
 
 
 @hookimpl
@@ -265,8 +274,6 @@ class Runs:
         earlier = await self._disk.run(self._read_all)
         for run in earlier:
             if run.state == "running":
-                self._sidecar.tokens.revoked.add(f"run-{run.run_id}")
-                self._forget_subject(f"run-{run.run_id}")
                 run.state, run.reason = "stopped", STALE
                 with contextlib.suppress(OSError):  # then the next start finds it so once more
                     await self._disk.run(self._write, run, await self.lines(run.run_id))
@@ -281,11 +288,8 @@ class Runs:
             except NO_JSON as error:  # half a file, or another's
                 log.warning("runs: %s is passed over: %s", path.name, one_line(error))
         found.sort(key=lambda run: (run.started_at, run.run_id))
-        for path in (
-            *(self._folder / f"{run.run_id}.json" for run in found[: -self.KEPT]),
-            *self._folder.glob("*.token"),
-        ):
-            remove(path)
+        for run in found[: -self.KEPT]:
+            remove(self._folder / f"{run.run_id}.json")
         return found[-self.KEPT :]
 
     # -- starting
@@ -387,7 +391,6 @@ class Runs:
         run.exit_code, run.ended_at, run.reason = code, iso(), reason
         run.state = "stopped" if active.stopped or code in (130, 143) else "completed" if code == 0 else "failed"
         try:
-            (self._folder / f"{run.run_id}.token").unlink(missing_ok=True)
             self._write(run, list(active.lines))
         except OSError as error:
             log.error("run %s: its record cannot be written: %s", run.run_id, error.strerror)
@@ -397,16 +400,12 @@ class Runs:
     def _ended(self, active: Active) -> None:
         active.end("")
         del self._active[active.run.run_id]
-        self._sidecar.tokens.revoked.add(active.subject)
-        self._forget_subject(active.subject)
+        revoke(self._folder / f"{active.run.run_id}.token", self._sidecar.tokens, self._sidecar.storage)
         ended = [run.run_id for run in self.known.values() if run.state != "running"]
         for name in ended[: -self.KEPT]:
             del self.known[name]
             remove(self._folder / f"{name}.json")
         log.info("run %s ended: %s, exit code %s", active.run.run_id, active.run.state, active.run.exit_code)
-
-    def _forget_subject(self, subject: str) -> None:
-        self._sidecar.storage.write_behind(lambda records: records.revoke(self._settings.project, subject))
 
     def stop(self, run_id: str) -> bool:
         """Have a run end its agents and itself; False where it has ended."""
@@ -456,6 +455,28 @@ class Runs:
     def _write(self, run: Run, lines: list[str]) -> None:
         record = RunDetails(**msgspec.structs.asdict(run), lines=lines)
         write_file(self._folder / f"{run.run_id}.json", msgspec.json.encode(record))
+
+
+class RunsAgents(Agents):
+    """Begins by revoking the tokens of runs that ended with an earlier service."""
+
+    async def start(self) -> None:
+        folder = self.settings.storage / "runs" / self.settings.project
+        for path in folder.glob("*.token"):  # before the first await: requests are answered from then on
+            revoke(path, self.tokens, self.storage)
+        await super().start()
+
+
+def revoke(path: Path, tokens: Tokens, storage: Storage) -> None:
+    """Revoke the token of the run after which its file is named, and remove the file when that is stored."""
+
+    def stored(future: asyncio.Future[Any]) -> None:
+        if not future.cancelled() and not future.exception():
+            remove(path)
+
+    subject, project = f"run-{path.stem}", path.parent.name
+    tokens.revoked.add(subject)
+    storage.write_behind(lambda records: records.revoke(project, subject)).add_done_callback(stored)
 
 
 def remove(path: Path) -> None:

@@ -208,11 +208,11 @@ def test_a_result_stored_on_one_is_in_the_others_lists_contexts_and_files(team: 
         assert outputs(sidecar, issue) == [], "and this is in its cache now"
     stored = a.client().store(issue=issue, decisions=["Use a lock"])
     for sidecar in others:
-        until(lambda sidecar=sidecar: listed(sidecar, issue) == outputs(sidecar, issue) == [stored["id"]], 5)
+        until(lambda sidecar=sidecar: listed(sidecar, issue) == outputs(sidecar, issue) == [stored["id"]])
         record = sidecar.client().get(f"/api/results/{stored['id']}").json()
         assert record == a.client().get(f"/api/results/{stored['id']}").json()
         path = sidecar.storage / "results" / PROJECT / issue / "python-specialist.json"
-        until(lambda path=path, record=record: path.exists() and json.loads(path.read_text()) == record, 5)
+        until(lambda path=path, record=record: path.exists() and json.loads(path.read_text()) == record)
         (event,) = sidecar.client().wait("agent_completed", since="earliest", filter=f"issue_id:{issue}", timeout=0)[
             "events"
         ]
@@ -223,7 +223,7 @@ def test_results_at_once_on_different_machines_route_as_if_one_came_after_the_ot
     clients = [sidecar.client() for sidecar in team.sidecars * 2]
     stored = at_once(lambda client: client.store(issue=issue, status="failed"), clients)
     proposed = {item["id"]: [agent["agent_type"] for agent in item["next_agents"]] for item in stored}
-    until(lambda: all(len(listed(sidecar, issue)) == 6 for sidecar in team.sidecars), 5)
+    until(lambda: all(len(listed(sidecar, issue)) == 6 for sidecar in team.sidecars))
     (order,) = {tuple(listed(sidecar, issue)) for sidecar in team.sidecars}
     again, escalated = ["python-specialist"], ["chief-architect"]
     assert [proposed[result_id] for result_id in order] == [again, again, escalated, again, again, escalated]
@@ -241,7 +241,7 @@ def test_what_is_larger_than_a_message_of_the_server_is_kept_whole(team: Team, i
         (found,) = sidecar.client().wait("large", since="earliest", filter=f"mark:{issue}", timeout=5000)["events"]
         assert found["event_id"] == event["event_id"] and found["data"]["text"] == text[:1_000_000]
         assert sidecar.client().get(f"/api/results/{result['id']}").json()["result"]["rationale"] == text
-        until(lambda sidecar=sidecar: sidecar.client().get(f"/api/results/{several[-1]['id']}").status_code == 200, 5)
+        until(lambda sidecar=sidecar: sidecar.client().get(f"/api/results/{several[-1]['id']}").status_code == 200)
         for stored in several:
             record = sidecar.client().get(f"/api/results/{stored['id']}").json()
             assert record["result"]["rationale"] == text[:400_000]
@@ -255,7 +255,7 @@ def test_a_key_used_on_one_is_known_on_the_others(team: Team, issue: str) -> Non
     on_a = a.client()
     first = keyed(on_a, "/api/results", body_of(issue), issue)
     assert first.status_code == 201
-    until(lambda: listed(b, issue) == listed(c, issue) == [first.json()["id"]], 5)
+    until(lambda: listed(b, issue) == listed(c, issue) == [first.json()["id"]])
     again = keyed(Client(b.url, on_a.token), "/api/results", body_of(issue), issue)
     assert again.headers["Idempotent-Replay"] == "true" and again.json() == first.json()
     other = keyed(Client(c.url, on_a.token), "/api/results", body_of(issue, status="failed"), issue)
@@ -274,7 +274,7 @@ def test_a_key_used_on_all_at_the_same_time_is_used_once(team: Team, issue: str)
             assert sorted(replay for replay, _ in told) == ["", "true", "true"], told
             assert all(answer == told[0][1] for _, answer in told), told
     for sidecar in team.sidecars:
-        until(lambda sidecar=sidecar: len(listed(sidecar, issue)) == 10, 5)
+        until(lambda sidecar=sidecar: len(listed(sidecar, issue)) == 10)
         query = {"filter": f"issue_id:{issue}", "since": "earliest", "timeout": 0}
         assert len(sidecar.client().wait("keyed", **query)["events"]) == 10
 

@@ -107,14 +107,14 @@ def test_a_known_program_tells_its_version_or_is_ended(
     tmp_path: Path, programs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, code: str, verdict: str, said: str
 ) -> None:
     programs("claude", f'[ "$1" = auth ] && {{ {LOGGED_IN}; exit; }}\n{code}\n')
-    monkeypatch.setattr(doctor, "SECONDS", 1.5)
+    monkeypatch.setattr(doctor, "SECONDS", 1.5 if verdict == "note" else 20.0)
     monkeypatch.setenv("CLAUDECODE", "9.9.9")
     monkeypatch.setenv("CLAUDE_CODE_ENTRYPOINT", "9.9.9")
     monkeypatch.setenv("CCO_TEST_MARK", clean_environment()["CCO_TEST_MARK"])
     began = time.monotonic()
     found = finding(tmp_path, "claude")
     assert (found[0], said in found[1]) == (verdict, True), found
-    assert "\n" not in found[1] and "\0" not in found[1] and len(found[1]) < 300 and time.monotonic() - began < 15
+    assert "\n" not in found[1] and "\0" not in found[1] and len(found[1]) < 300 and time.monotonic() - began < 60
     until(lambda: not marked_processes())
 
 

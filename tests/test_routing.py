@@ -283,20 +283,25 @@ from cco_sidecar import hookimpl
 def next_agents(submission):
     if submission["issue_id"] == "slow":
         Path("BEGUN").touch()
-        time.sleep(2)
+        until = time.monotonic() + 4
+        while not Path("GO").exists() and time.monotonic() < until:
+            time.sleep(0.01)
 """
 
 
 @pytest.mark.needs_plugin("results/proposals asks beside the writer thread")
 def test_a_plugin_that_is_long_about_who_is_next_holds_up_no_other_issue(make_service, tmp_path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "rules").mkdir()
-    (tmp_path / "rules/slow.py").write_text(SLOW.replace("BEGUN", str(tmp_path / "begun")))
+    (tmp_path / "rules/slow.py").write_text(
+        SLOW.replace("BEGUN", str(tmp_path / "begun")).replace("GO", str(tmp_path / "go"))
+    )
     service = make_service("--plugins", str(tmp_path / "rules"))
     with ThreadPoolExecutor() as pool:
         slow = [pool.submit(service.client().store, issue="slow") for _ in range(2)]
         until((tmp_path / "begun").exists)
         assert service.client().store(issue="quick")["stored"]
         assert not any(storing.done() for storing in slow)
+        (tmp_path / "go").touch()
         assert all(storing.result()["next_agents"] for storing in slow)
     assert len(service.client().get("/api/results", issue_id="slow").json()["results"]) == 2
 

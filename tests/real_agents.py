@@ -165,7 +165,7 @@ class Workshop:
         end_stragglers()
         assert code == 0, self.service.log
 
-    def run(self, name: str, task: str = TASK, seconds: float = 150, agent_type: str = "") -> Outcome:
+    def run(self, name: str, task: str = TASK, seconds: float = 300, agent_type: str = "") -> Outcome:
         """Let a program work on an issue of its own until it ends."""
         client, began, before = self.service.client(), time.monotonic(), len(self.model.requests)
         (self.service.root / "hello.py").unlink(missing_ok=True)

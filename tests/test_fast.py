@@ -538,7 +538,7 @@ def test_trailers_that_are_malformed_or_endless_are_refused(trailers: bytes) -> 
 
 
 def test_what_is_idle_or_stuck_is_closed(make: Callable[..., Both]) -> None:
-    server = make(seconds=0.3, idle_connection_timeout=0.3)
+    server = make(seconds=1.0, idle_connection_timeout=1.0)
     assert server.ask(b"") == b"", "idle from the start"
     assert server.ask(HEAD % (b"/big?n=3", b"")).endswith(b"xxx"), "idle behind a request"
     assert server.ask(HEAD.replace(b"GET", b"POST") % (b"/upload", b"Content-Length: 9\r\n") + b"x") == b""

@@ -1567,8 +1567,8 @@ def test_the_example_of_the_readme_is_a_plugin_that_does_what_is_said(
     assert service.client("operator").get("/api/agents").status_code == client.get("/api/plugins").status_code == 200
 
 
-def test_the_chapter_of_the_readme_names_every_hook() -> None:
-    chapter = (ROOT / "README.md").read_text().partition("\n## Hooks\n")[2].partition("\n## ")[0]
+def test_the_chapter_on_your_own_plugins_names_every_hook() -> None:
+    chapter = (ROOT / "plugins/README.md").read_text().partition("\n## Your own plugins\n")[2].partition("\n## ")[0]
     assert {name for name in EXERCISED if f"`{name}`" not in chapter} == set()
 
 

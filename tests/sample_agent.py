@@ -71,16 +71,9 @@ def escape_and_hang() -> None:
 
 
 def ignore() -> None:
-    """Not to be moved by SIGTERM, nor is its child."""
+    """Not to be moved by SIGTERM, nor is its child, which inherits that."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep({FOREVER})",
-        ]
-    )
-    time.sleep(0.3)
+    subprocess.Popen(SLEEPER)
     print("ignoring", flush=True)
     while True:
         time.sleep(FOREVER)

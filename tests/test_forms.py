@@ -36,7 +36,7 @@ import cco_sidecar
 AGENT = """
 case "$TASK" in
   stay*) exec sleep 600;;
-  stubborn*) trap '' TERM; while :; do sleep 0.1; done;;
+  stubborn*) trap '' TERM; echo deaf; while :; do sleep 0.1; done;;
   fail*) exit 3;;
   *) echo "$TASK $COLOUR $SHAPE";;
 esac
@@ -73,7 +73,10 @@ class World(Service):
         )
 
     def spawn(self, task: str, issue: str, agent_type: str = "python-specialist") -> str:
-        return str(self.client().spawn(issue, agent_type, task=task)["agent_id"])
+        agent_id = str(self.client().spawn(issue, agent_type, task=task)["agent_id"])
+        if task == "stubborn":
+            until(lambda: self.client().get(f"/api/agents/{agent_id}/logs").json()["text"] == "deaf\n")
+        return agent_id
 
     def agent(self, agent_id: str) -> Any:
         return self.client().get(f"/api/agents/{agent_id}/status").json()
@@ -585,7 +588,6 @@ def test_agent_list_groups_filters_and_limits(world: World, client: Client, issu
 )  # fmt: skip
 def test_agent_kill_ends_an_agent(world: World, issue: str, task: str, words: str, state: str, signal: int) -> None:
     agent_id = world.spawn(task, issue)
-    time.sleep(0.3 if task == "stubborn" else 0)  # until its trap is set; were it not, SIGTERM would be seen below
     run = world.cco(f"agent kill {agent_id} {words} --format json")
     assert run.code == 0 and run.json["agent_id"] == agent_id
     if "--timeout" in words:
@@ -600,7 +602,6 @@ def test_agent_kill_ends_an_agent(world: World, issue: str, task: str, words: st
 
 def test_agent_kill_says_when_the_end_does_not_come_in_time(world: World, issue: str) -> None:
     agent_id = world.spawn("stubborn", issue)
-    time.sleep(0.3)  # until its trap is set; were it not, the test would fail
     run = world.cco(f"agent kill {agent_id} --timeout 0.2")
     assert one_line(run, 1) and f"{agent_id} is still running after 0.2 s" in run.err
     assert world.cco(f"agent kill {agent_id} --force --timeout 20").code == 0

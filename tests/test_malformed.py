@@ -296,9 +296,9 @@ def test_a_body_that_has_come_may_be_worked_on_for_longer(
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "slow.py").write_text(
         "import time\nfrom cco_sidecar import hookimpl\n\n@hookimpl\n"
-        "def next_agents(result):\n    time.sleep(2)\n    return []\n"
+        "def next_agents(result):\n    time.sleep(3)\n    return []\n"
     )
-    service = make_service("--request-timeout", "1", "--plugins", str(tmp_path / "slow"))
+    service = make_service("--request-timeout", "2", "--plugins", str(tmp_path / "slow"))
     result = {"agent_id": "a-1", "agent_type": "python-specialist", "issue_id": "issue-1", "project_id": PROJECT}
     body = json.dumps(result | {"result": {"status": "success"}}).encode()
     head = POST.replace(b"TOKEN", service.token().encode()).replace(b"events/ping", b"results")
@@ -329,7 +329,7 @@ def test_a_crowd_is_turned_away_and_let_in_again(hurried: Service) -> None:
         assert head.startswith(b"HTTP/1.1 503 ") and b"\r\nRetry-After: 1" in head
         body = json.loads(content)
         assert (body["code"], body["retry_after_seconds"]) == ("REQ_009", 1)
-        assert any(line["request_id"] == body["request_id"] for line in hurried.audit())
+        until(lambda: any(line["request_id"] == body["request_id"] for line in hurried.audit()))
     finally:
         for line in crowd:
             line.close()

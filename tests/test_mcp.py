@@ -426,7 +426,7 @@ def test_a_policy_is_asked_for_what_a_tool_does_and_what_has_begun_is_done(
         "from cco_sidecar import hookimpl\n@hookimpl\ndef permission_policy(claims, method, path):\n"
         "    frozen = claims.agent_type == 'test-engineer' and path == '/api/results' and method == 'POST'\n"
         "    return 'frozen' if frozen else None\n"
-        "@hookimpl\ndef next_agents():\n    import time\n    time.sleep(2)\n"
+        "@hookimpl\ndef next_agents():\n    import time\n    time.sleep(4)\n"
     )
     service = make_service("--plugins", str(tmp_path / "plugins"))
     tester, coder = Mcp(service.client("test-engineer")), service.client("python-specialist")
@@ -434,7 +434,7 @@ def test_a_policy_is_asked_for_what_a_tool_does_and_what_has_begun_is_done(
     assert tester.outcome("store_result", **done) == (True, "AUTH_003: Refused by policy: frozen")
     assert "0 results" in tester.call("results")
     with pytest.raises(requests.Timeout):
-        coder.post("/mcp", older(name="store_result", arguments=done), headers=ACCEPT, timeout=1)
+        coder.post("/mcp", older(name="store_result", arguments=done), headers=ACCEPT, timeout=2)
     until(lambda: service.client().get("/api/results", issue_id="i").json()["results"])
 
 

@@ -76,13 +76,13 @@ class Runs:
     def run(self, *words: str, script: Any = None, code: int = 0, **env: str) -> list[dict[str, Any]]:
         """Run to the end, which must be `code`; what it printed as JSON."""
         process = self.start("--format", "json", *words, script=script, **env)
-        assert process.wait(60) == code, self.output(process) + self.output(process, "err")
+        assert process.wait(180) == code, self.output(process) + self.output(process, "err")
         return shown_in_pairs(self.events(process))
 
     def refuse(self, *words: str, code: int) -> str:
         """Run to an end that is one line on stderr."""
         process = self.start(*words)
-        assert process.wait(60) == code, self.output(process) + self.output(process, "err")
+        assert process.wait(180) == code, self.output(process) + self.output(process, "err")
         error = self.output(process, "err")
         assert error.startswith("cco: ") and error.count("\n") == 1
         return error

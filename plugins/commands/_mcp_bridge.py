@@ -170,23 +170,22 @@ class Bridge:
         self._options, self._client = options, typing.cast(SessionClient | None, None)
         self._connecting, self._writing = threading.Lock(), threading.Lock()
         self._room = threading.Semaphore(64)  # of requests: a cancellation passes by those that wait
+        self._under_way: dict[threading.Thread, Message] = {}
         self._out = sys.stdout.buffer  # while plugins are loaded sys.stdout is another one
 
     def run(self) -> int:
         """Hand messages on until standard input ends."""
-        under_way: dict[threading.Thread, Message] = {}
         while line := next_line():
             if not line.strip():
                 continue
-            under_way = {thread: message for thread, message in under_way.items() if thread.is_alive()}
-            message = Message(line, under_way.values())
-            if message.id is not None and len(under_way) >= MOST:
+            message = Message(line, list(self._under_way.values()))
+            if message.id is not None and len(self._under_way) >= MOST:
                 message.problem = StartError(f"{MOST} calls are under way; ask again when one has ended")
             thread = threading.Thread(target=self._hand_on, args=(message,), daemon=True)
+            self._under_way[thread] = message
             thread.start()
-            under_way[thread] = message
         deadline = time.monotonic() + LAST_WORDS
-        for thread in under_way:
+        for thread in list(self._under_way):
             thread.join(max(0.0, deadline - time.monotonic()))
         return GOOD
 
@@ -213,6 +212,7 @@ class Bridge:
             os._exit(GOOD)
         finally:
             asked.known.set()
+            del self._under_way[threading.current_thread()]
 
     def _answer(self, asked: Message) -> None:
         if asked.problem:

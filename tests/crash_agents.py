@@ -30,7 +30,7 @@ import requests
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from agent_harness import COMMAND, NAP, daemons_left, keepers
+from agent_harness import COMMAND, NAP, alive, daemons_left, keepers
 from conftest import Client, Service, end_stragglers, make_repository, marked_processes, until
 
 TASKS = ("hang", "hang", "family", "escape_and_hang", "vanish_and_hang", "succeed", "vanish")
@@ -125,7 +125,7 @@ class CrashAgents:
                 process = psutil.Process(running[agent_id]["pid"])
                 if process.environ().get("AGENT_ID") == agent_id:
                     process.kill()
-                    until(lambda process=process: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+                    until(lambda process=process: not alive([process]))
         forged = set(sorted(killed)[:1])
         with contextlib.closing(sqlite3.connect(self.service.storage / "sidecar.db")) as database, database:
             for agent_id in forged:

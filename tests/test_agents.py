@@ -521,7 +521,8 @@ def test_an_ended_agent_is_no_zombie(service: Service, architect: Client, issue:
     spawned = spawn(architect, "succeed", issue)
     state(architect, spawned["agent_id"], "completed")
     assert service.process
-    until(lambda: not [p for p in psutil.Process(service.process.pid).children() if p.status() == psutil.STATUS_ZOMBIE])
+    service_process = psutil.Process(service.process.pid)
+    until(lambda: len(children := service_process.children()) == len(alive(children)))  # alive is who is no zombie
     assert not psutil.pid_exists(spawned["process_id"])
 
 
@@ -1102,11 +1103,10 @@ def test_lost_is_said_where_nothing_can_be_known(make_service: Callable[..., Ser
     agents = {name: spawn(service.client())["agent_id"] for name in [*UNUSABLE, "good"]}
     pids = [status(service.client(), agent_id)["pid"] for agent_id in agents.values()]
     service.kill()
-    for process in [*keepers(service), *map(psutil.Process, pids)]:  # the keeper first
+    processes = [*map(psutil.Process, pids)]
+    for process in [*keepers(service), *processes]:  # the keeper first
         process.kill()
-    until(
-        lambda: not keepers(service) and not any(alive([psutil.Process(pid)]) for pid in pids if psutil.pid_exists(pid))
-    )
+    until(lambda: not keepers(service) and not alive(processes))
     for name, agent_id in agents.items():
         UNUSABLE.get(name, lambda path: path.write_text(json.dumps(TOLD)))(folder_of(service, agent_id) / "exit")
     service.start()

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from agent_harness import alive
 from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, marked_processes, plugin, until
 
 from cco_sidecar import NextAgent
@@ -102,7 +103,7 @@ class Runs:
         """The service that a run has started."""
         return until(
             lambda: next(
-                (child for child in psutil.Process(process.pid).children() if "run-service" in child.cmdline()), None
+                (child for child in psutil.Process(process.pid).children() if "run-service" in words_of(child)), None
             )
         )
 
@@ -115,11 +116,6 @@ def shown_in_pairs(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     (end,) = [event for event in events if event["event"] == "pipeline_ended"]
     assert end["state"] == "error" or set(begun) <= {row["agent_id"] for row in end["agents"]}
     return events
-
-
-def lives(process: psutil.Process) -> bool:
-    """Whether it still runs; one whose parent has gone may stay behind as a zombie where nobody collects those."""
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.fixture
@@ -756,7 +752,7 @@ def test_the_runner_and_with_it_its_service_are_killed(runs: Runs) -> None:
     process.wait()
     again = runs.start("--format", "json", "--issue", "i-1")  # at once: the old service is still about to stop
     until(lambda: [event for event in runs.events(again, "agent_output") if event["agent_id"] == agent])
-    assert not lives(service) and runs.service(again).pid != service.pid
+    assert not alive([service]) and runs.service(again).pid != service.pid
     runs.open_gate()
     assert again.wait(60) == 0 and runs.worked() == ALL and marked_processes() == []
     shown_in_pairs(runs.events(again))
@@ -972,12 +968,12 @@ def test_a_service_that_another_pipeline_still_uses_stays_until_that_has_ended(r
     runs.open_gate()
     assert first.wait(30) == 0
     assert "another pipeline uses the service" in runs.events(first)[-1]["reason"]
-    assert lives(service) and second.poll() is None
+    assert alive([service]) and second.poll() is None
     os.kill(agent["pid"], signal.SIGTERM)  # fails, is tried again
     until(lambda: len(runs.events(second, "agent_started")) == 2)
     second.send_signal(signal.SIGTERM)
     assert second.wait(30) == runs.events(second)[-1]["exit_code"] == 143
-    until(lambda: not lives(service))
+    until(lambda: not alive([service]))
 
 
 # -- interruptions

@@ -208,7 +208,7 @@ def test_real_sessions_are_connected_use_a_tool_and_are_disconnected() -> None:
 
         def run(words: list[str]) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                words, cwd=repository, env=env, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL
+                words, cwd=repository, env=env, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
             )
 
         def cco(*words: str) -> str:

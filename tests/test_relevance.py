@@ -23,6 +23,7 @@ from typing import Any
 import conftest
 import psutil
 import pytest
+from agent_harness import alive
 from conftest import Service, plugin, until
 
 import cco_sidecar
@@ -778,8 +779,10 @@ def test_the_first_build_of_many_files_is_a_child_and_the_answer_meanwhile_not_n
     assert relevance.rank_files(request) is None
     assert empty.state()["state"] == "building" and head
     child = psutil.Process(empty.project().builder.process.pid)
+    child.suspend()
     assert relevance.rank_files(request) is None, "the same builder goes on"
-    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    child.resume()
+    until(lambda: not alive([child]))
     assert empty.state()["state"] == "building", "until a ranking has taken up what was built"
     answer = until(lambda: relevance.rank_files(request))
     assert answer[0].path == "pack4/module_123.py" and "defines number_123" in answer[0].reasons

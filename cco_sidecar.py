@@ -1586,7 +1586,7 @@ class GetHealth(Endpoint):
             waiting = sidecar.storage.read.number(f"undelivered:{sidecar.settings.project}")
         return {
             "storage": storage, "event_bus": bus, "memory_usage_mb": round(memory / MB, 1), "cpu_usage_percent": cpu,
-            "active_agents": len(sidecar.agents.active), "event_queue_size": waiting,
+            "active_agents": sidecar.agents.count(), "event_queue_size": waiting,
             "disk_space_available_mb": free // MB,
         }  # fmt: skip
 
@@ -3414,11 +3414,10 @@ class Agents:
         await self.launcher.types.find(body["agent_type"])
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
-        number = sum(not running.row.get("ended") for running in self.active.values())
-        if number >= self.settings.max_agents:
+        if (number := self.count()) >= self.settings.max_agents:
             raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
         row, asked = self.launcher.row(claims, body), body.get("environment") or {}
-        # From here on it counts: a thousand at once cannot pass the limit.
+        # It counts from here on: a thousand cannot pass the limit.
         running = self.active[row["id"]] = Running(row, self._folder / row["id"], task=asyncio.current_task())
         try:
             files = await self.launcher.files(running, body)
@@ -3434,6 +3433,9 @@ class Agents:
         facts = {"process_id": row["pid"], "jwt_token": running.token, "environment_ignored": ignored}
         return {**answer, **facts, "state": row["state"]}
 
+    def count(self) -> int:
+        return sum(not running.row.get("ended") for running in self.active.values())
+
     def admit(self, row: dict[str, Any], records: Records) -> dict[str, Any]:
         """A job: store an agent's row; what is known of the answer. Plugins that raise AGT_003 keep it out."""
         records.insert_agent(row)
@@ -3443,7 +3445,7 @@ class Agents:
         }  # fmt: skip
 
     async def begin_watch(self, running: Running) -> None:
-        """Note that an agent is running, and watch it."""
+        """Note that an agent runs, and watch it."""
         running.row["state"] = "running"
         id, pid, birth = (running.row[name] for name in ("id", "pid", "birth"))
 
@@ -3470,7 +3472,7 @@ class Agents:
         with suppress(StorageError):  # the caller is told what failed first
             await self.storage.write(partial(end_agent, running.row | facts, []))
         self.active.pop(running.row["id"], None)
-        with suppress(TimeoutError):  # likewise
+        with suppress(TimeoutError):
             await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)
         return error
 
@@ -3483,7 +3485,7 @@ class Agents:
         while True:
             try:
                 return await step(running)
-            except Exception as error:  # a boundary: nobody else watches the agent
+            except Exception as error:  # a boundary: nobody else watches it
                 problem = f"{step.__name__.strip('_')} is tried again: {type(error).__name__}: {one_line(error)}"
                 expected = isinstance(error, (StorageError, OSError))
                 log_once(f"agent {running.row['id']}: {problem}", exc_info=not expected)
@@ -3524,7 +3526,7 @@ class Agents:
         running.row |= {"state": running.ended_as or by_itself, "exit_code": code, "signal": died}
 
     async def start(self) -> None:
-        """Adopt the agents of an earlier run, and record the end of those that are gone."""
+        """Adopt the agents of an earlier run; record the end of those that are gone."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         rows = self.storage.read.unfinished_agents(self.settings.project)
         # Before the first await: requests are answered from then on.
@@ -3542,7 +3544,7 @@ class Agents:
             running.end("killed")
 
     async def stop(self) -> None:
-        """Wait for those that are ending, and leave the others to the next start."""
+        """Wait for those that are ending; leave the others to the next start."""
         for running in self.active.values():
             running.grace = min(running.grace, 2.0)
         deadline = time.monotonic() + 10.0  # a look at many processes takes seconds

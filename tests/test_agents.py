@@ -1225,6 +1225,10 @@ def test_a_stop_with_stop_agents_ends_them_all(make_service: Callable[..., Servi
 LATE_NEWS = """
 import os, time
 from cco_sidecar import *
+from cco_sidecar_plugins.http import ready
+
+measured = ready.SharedChecks
+ready.SharedChecks = lambda seconds: measured(600)  # what /health measures needs the storage
 
 @hookimpl
 def part_class(base):
@@ -1245,7 +1249,7 @@ def part_class(base):
 """
 
 
-@pytest.mark.needs_plugin("agents/end and http/repeats")
+@pytest.mark.needs_plugin("agents/end, http/ready and http/repeats")
 def test_an_agent_whose_end_is_stored_has_ended_for_every_request(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
@@ -1259,11 +1263,15 @@ def test_an_agent_whose_end_is_stored_has_ended_for_every_request(
     def ask() -> requests.Response:
         return client.post("/api/agents/spawn", body, headers={"Idempotency-Key": "one"})
 
+    def active() -> int:
+        return int(client.get("/health").json()["checks"]["active_agents"])
+
     first = ask().json()
-    assert first["jwt_token"]
+    assert first["jwt_token"] and active() == 1
     hold.touch()
     go.touch()
     until(lambda: status(client, first["agent_id"])["ended_at"])  # which the service itself has not been told yet
+    assert active() == 0
     ending = client.delete(f"/api/agents/{first['agent_id']}?force=true").json()
     assert (ending["ending"], ending["state"]) == (False, "completed")
     again = ask().json()

@@ -178,7 +178,7 @@ class GetHealth(cco_sidecar.GetHealth):
         """What is counted and not measured is as it is now."""
         measured, sidecar = await self.shared.get(super().checks), self.sidecar
         watching = getattr(sidecar.contexts, "watching", "off")  # of the plugin project_index
-        return measured | {"active_agents": len(sidecar.agents.active), "watching": watching}
+        return measured | {"active_agents": sidecar.agents.count(), "watching": watching}
 
 
 class SharedChecks(Shared[dict[str, Any]]):

@@ -354,7 +354,8 @@ class SafeHooks(Hooks):
         code: Any = getattr(inspect.unwrap(row.function), "__code__", None)
         place = (code.co_filename, code.co_firstlineno) if code else ("", 0)
         failure = f"{row.hook}: {self.describe(error, *place)}"
-        plugin = next(plugin for plugin in self.loaded if plugin.name == row.plugin and not plugin.problem)
+        loaded = (plugin for plugin in self.loaded if plugin.name == row.plugin and not plugin.problem)
+        plugin = next(loaded, None) or LoadedPlugin(row.plugin, "registered by hand", [])
         # Asked for each part it fails at the same line each time, which is told once.
         again = row.hook == "part_class" and (plugin.failure or "").rpartition(" (")[2] == failure.rpartition(" (")[2]
         log.log(logging.DEBUG if again else logging.WARNING, "plugin %s: %s", row.plugin, failure)

@@ -1341,7 +1341,8 @@ def test_a_failing_hook_is_logged_with_its_own_line_and_the_traceback_at_debug(
 
 
 @pytest.mark.parametrize("raised", [asyncio.CancelledError, KeyboardInterrupt, GeneratorExit])
-def test_alone_a_plugin_that_raises_what_is_no_exception_ends_no_thread(raised: type[BaseException]) -> None:
+@pytest.mark.parametrize("kind", [cco_sidecar.Hooks, Hooks], ids=["alone", "with plugins"])
+def test_a_plugin_that_raises_what_is_no_exception_ends_no_thread(kind: Any, raised: type[BaseException]) -> None:
     told: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     class Bad:
@@ -1362,7 +1363,7 @@ def test_alone_a_plugin_that_raises_what_is_no_exception_ends_no_thread(raised: 
         def result_stored(self, result: dict[str, str]) -> None:
             told.put(result["id"])
 
-    hooks = cco_sidecar.Hooks([])
+    hooks = kind([])
     for plugin in (Good(), Bad()):
         hooks.register(plugin, type(plugin).__name__)
     assert list(hooks.ask("next_agents")) == []
@@ -1415,7 +1416,6 @@ def test_an_answer_of_another_type_is_logged_and_passed_over(
 ) -> None:
     answers = iter(UNFIT[hook])
     hooks = kind([])
-    hooks.loaded.append(types.SimpleNamespace(name="odd", problem=None, failures=0))
     hooks.register(types.SimpleNamespace(**{hook: cco_sidecar.hookimpl(lambda: next(answers))}), "odd")
     for answer in UNFIT[hook]:
         caplog.clear()

@@ -38,6 +38,7 @@ from conftest import (
     plugin,
     until,
 )
+from nats.errors import OutboundBufferLimitError
 from test_tls import make_pair
 
 import cco_sidecar
@@ -82,6 +83,51 @@ def make_team(tmp_path: Path, repository: Path) -> Iterator[Callable[..., Team]]
     for one in made:
         one.stop()
     end_stragglers()
+
+
+@pytest.mark.parametrize("failing", ["t.alive by subscribe", "t.ask.one by subscribe", "t.alive by publish"])
+def test_a_greeting_that_fails_once_leaves_no_sidecar_unseen(
+    nats: Servers, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers, log = plugin("_peers"), plugin("_nats_log")
+    failures = [failing]
+    monkeypatch.setattr(peers.Peers, "ALIVE", 0.05)
+
+    class Failing(log.ReadingClient):  # type: ignore[misc]
+        async def subscribe(self, subject: str, **more: Any) -> Any:
+            self._fail(f"{subject} by subscribe")
+            return await super().subscribe(subject, **more)
+
+        async def publish(self, subject: str, *more: Any, **named: Any) -> None:
+            self._fail(f"{subject} by publish")
+            await super().publish(subject, *more, **named)
+
+        def _fail(self, call: str) -> None:
+            if call in failures:
+                failures.remove(call)
+                raise OutboundBufferLimitError
+
+    async def act() -> None:
+        client, seal = Failing(), plugin("_seal").Seal(SECRET.encode())
+        await client.connect(nats.url)
+        part = peers.Peers(
+            SimpleNamespace(options=SimpleNamespace(subject="t")), "one", lambda: b'{"node": "one"}', seal
+        )
+
+        async def answer(question: bytes) -> bytes:
+            return question.upper()
+
+        part.answer = answer
+        meeting = asyncio.create_task(part.meet(client))
+        async with asyncio.timeout(30):
+            while not part.is_seen("one"):
+                await asyncio.sleep(0.01)
+        answered = await client.request("t.ask.one", seal.wrap("ask one", b"well?"), timeout=30)
+        assert seal.unwrap("answer well?", answered.data) == b"WELL?" and not failures and not meeting.done()
+        meeting.cancel()
+        await client.close()
+
+    asyncio.run(act())
 
 
 def ids(answer: Any) -> list[str]:

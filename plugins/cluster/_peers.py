@@ -14,7 +14,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from cco_sidecar import StorageError
+from cco_sidecar import StorageError, log, one_line
 from cco_sidecar_plugins.cluster._nats_large import NatsError
 from cco_sidecar_plugins.cluster._nats_log import NatsLog
 from cco_sidecar_plugins.cluster._seal import Seal
@@ -48,12 +48,16 @@ class Peers:
                     answer = await self.answer(question)
                     await message.respond(self._seal.wrap(f"answer {question.decode()}", answer))
 
-        with contextlib.suppress(*NatsError):
-            await client.subscribe(f"{self._subject}.alive", cb=greeted)
-            await client.subscribe(f"{self._subject}.ask.{self.node}", cb=asked)
-            while True:
+        answered = [(f"{self._subject}.alive", greeted), (f"{self._subject}.ask.{self.node}", asked)]
+        while True:  # as long as the session: what fails once is tried again
+            try:
+                while answered:
+                    await client.subscribe(answered[-1][0], cb=answered[-1][1])
+                    answered.pop()
                 await client.publish(f"{self._subject}.alive", self._seal.wrap("alive", self._greeting()))
-                await asyncio.sleep(self.ALIVE)
+            except NatsError as error:
+                log.debug("nats: a greeting: %s", one_line(error))
+            await asyncio.sleep(self.ALIVE)
 
     def ask(self, node: str, question: dict[str, Any]) -> concurrent.futures.Future[bytes]:
         """What another sidecar answers. Raises StorageError."""

@@ -291,6 +291,11 @@ def test_a_table_of_one_thing_leaves_out_what_is_null(
     assert told["signal"] is None and told["exit_code"] == 0
     fields = [line.split()[0] for line in cco(*words)[1].splitlines()]
     assert "signal" not in fields and "exit_code" in fields
+    shown = cco(*words)[1].splitlines()
+    column = shown[0].index("VALUE")
+    at = next(number for number, line in enumerate(shown) if line.startswith("output_tail"))
+    assert [line[column:] for line in shown[at : at + 2]] == told["output_tail"] == ["working on exit 0", "done"]
+    assert not shown[at + 1][:column].strip()
     assert ["signal", ""] in list(csv.reader(io.StringIO(cco(*words, "--format", "csv")[1])))
 
 

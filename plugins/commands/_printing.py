@@ -39,20 +39,23 @@ def tell(text: str) -> None:
 
 def show(options: argparse.Namespace, answer: Any, rows: str | None = None) -> int:
     """Print an answer as --format wants it; ``rows`` names the list in it that a table shows. A table of one thing
-    leaves out what is null.
+    leaves out what is null, and has a line for each text of a list.
     """
     if options.format == "json":
         print(json.dumps(answer, indent=2, ensure_ascii=False))
         return GOOD
-    table = (
-        [flatten(row) for row in answer[rows]]
-        if rows
-        else [
-            {"field": key, "value": value}
-            for key, value in flatten(answer).items()
-            if value is not None or options.format == "csv"
+    if rows:
+        table = [flatten(row) for row in answer[rows]]
+    elif options.format == "csv":
+        table = [{"field": key, "value": value} for key, value in flatten(answer).items()]
+    else:
+        texts = {key: value if is_texts(value) else [value] for key, value in flatten(answer).items()}
+        table = [
+            {"field": "" if number else key, "value": value}
+            for key, values in texts.items()
+            for number, value in enumerate(values)
+            if value is not None
         ]
-    )
     columns = list(dict.fromkeys(key for row in table for key in row))
     lines = [[cell(row.get(column, "")) for column in columns] for row in table]
     if options.format == "csv":
@@ -60,6 +63,10 @@ def show(options: argparse.Namespace, answer: Any, rows: str | None = None) -> i
     else:
         print_table(columns, lines)
     return GOOD
+
+
+def is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -487,7 +487,9 @@ def test_events_subscribe_in_its_forms(world: World, client: Client, issue: str)
         )
     began = time.monotonic()
     run = world.cco("events subscribe never-published --timeout 300")
-    said = "cco: no event came within 300 ms; --since earliest shows what is retained\n"
+    said = (
+        "cco: no event came within 300 ms, as --timeout counts milliseconds; --since earliest shows what is retained\n"
+    )
     assert (run.code, run.out, run.err) == (1, "", said) and time.monotonic() - began >= 0.3
 
 
@@ -636,6 +638,16 @@ def test_an_agent_is_named_by_enough_of_its_id(world: World, issue: str, part: s
     assert world.cco(f"agent status {agent_id[part]} --format json").json["agent_id"] == agent_id
     assert world.cco(f"agent logs {agent_id[part]}").out == "look  \n"
     assert world.cco(f"agent kill {agent_id[part]} --format json").json["ending"] is False
+
+
+def test_an_agent_is_named_by_a_type_that_no_other_has(world: World, issue: str) -> None:
+    agent_id = world.spawn("look", issue, "elixir-specialist")
+    until(lambda: world.agent(agent_id)["ended_at"])
+    assert world.cco("agent status elixir-specialist --format json").json["agent_id"] == agent_id
+    assert world.cco("agent logs elixir-specialist").out == "look  \n"
+    world.spawn("look", issue, "elixir-specialist")
+    refused = world.cco("agent logs elixir-specialist")
+    assert refused.code == 2 and "type more of it" in refused.err
 
 
 def test_what_names_several_agents_or_too_little_names_none(world: World, issue: str) -> None:

@@ -307,7 +307,8 @@ def command_events_subscribe(options: argparse.Namespace) -> int:
             return GOOD
         if patience == 0 and not answer["events"]:
             retained = "; --since earliest shows what is retained" if options.since == "latest" else ""
-            tell(f"cco: no event came within {options.timeout} ms{retained}\n")
+            unit = ", as --timeout counts milliseconds" if 0 < options.timeout < 1000 else ""
+            tell(f"cco: no event came within {options.timeout} ms{unit}{retained}\n")
             return REFUSED
 
 
@@ -756,7 +757,8 @@ COMMANDS = {
         FILTER_ARGUMENT,
         arg("--since", default="latest", metavar="TIME|CURSOR",
             help="an event id, a time, earliest, or latest (the default)"),
-        arg("--timeout", type=number(0), default=30_000, metavar="MS", help="how long to wait (default: 30000)"),
+        arg("--timeout", type=number(0), default=30_000, metavar="MS",
+            help="how long to wait, in milliseconds (default: 30000)"),
         arg("--limit", type=number(1, 1_000_000_000), metavar="N", help="end after so many"),
         arg("--continuous", action="store_true", help="go on for ever, never repeating")],
         formats=("table", "json", "csv", "text")),

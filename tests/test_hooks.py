@@ -1732,7 +1732,7 @@ def test_a_pool_works_on_after_the_system_had_no_room_for_a_thread(
                 await pool.run(lambda: 1)
         assert await asyncio.gather(*(pool.run(lambda: 1) for _ in range(4))) == [1] * 4
 
-    monkeypatch.setattr(cco_sidecar, "FREE_THREADS", collections.deque())
+    monkeypatch.setattr(cco_sidecar, "FREE_THREADS", collections.deque(maxlen=0))  # also none of an earlier test
     monkeypatch.setattr(threading.Thread, "start", limited)
     asyncio.run(scene())
 

@@ -1111,7 +1111,7 @@ def test_a_job_that_raises_is_rolled_back_alone(tmp_path: Path) -> None:
 
     async def scene(storage: Storage) -> tuple[list[Any], list[str | None]]:
         blocked = threading.Event()
-        storage.write_behind(lambda records: blocked.wait(5))  # so that the next three wait together
+        storage.write_behind(lambda records: blocked.wait(30))  # so that the next three wait together
         jobs = [storage.write(lambda records: records.set_meta("a", "1")), storage.write(failing)]
         jobs.append(storage.write(lambda records: records.set_meta("b", "2")))
         blocked.set()
@@ -1313,8 +1313,8 @@ def test_of_results_that_are_committed_together_the_last_one_of_each_type_is_wri
     async def scene(storage: Storage) -> list[str]:
         monkeypatch.setattr(ResultFiles, "place", noted)
         begun, blocked = threading.Event(), threading.Event()
-        holding = storage.write(lambda records: (begun.set(), blocked.wait(5)))
-        await asyncio.to_thread(begun.wait, 5)  # so that the next ones wait together
+        holding = storage.write(lambda records: (begun.set(), blocked.wait(30)))
+        await asyncio.to_thread(begun.wait, 30)  # so that the next ones wait together
         kinds = ("coder", "coder", "tester", "coder")
         jobs = [storage.write(lambda records, n=n, kind=kind: insert(records, n, kind)) for n, kind in enumerate(kinds)]
         blocked.set()

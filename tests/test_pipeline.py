@@ -362,7 +362,8 @@ def test_with_no_service_it_starts_one_and_leaves_no_process(runs: Runs) -> None
     rows = [line.split() for line in shown.partition("\n\n")[2].splitlines()]
     assert rows[0] == "TYPE STATE TIME RESULT FILES DECISION WHY".split()
     assert [row[:2] for row in rows[1:]] == [[name, "completed"] for name in ALL]
-    assert marked_processes() == [] and read_sidecar_json(runs.storage) is None
+    until(lambda: not marked_processes())
+    assert read_sidecar_json(runs.storage) is None
     assert runs.run("--issue", "i-1")[-1]["state"] == "done" and runs.worked() == ALL
 
 
@@ -754,7 +755,8 @@ def test_the_runner_and_with_it_its_service_are_killed(runs: Runs) -> None:
     until(lambda: [event for event in runs.events(again, "agent_output") if event["agent_id"] == agent])
     assert not alive([service]) and runs.service(again).pid != service.pid
     runs.open_gate()
-    assert again.wait(60) == 0 and runs.worked() == ALL and marked_processes() == []
+    assert again.wait(60) == 0 and runs.worked() == ALL
+    until(lambda: not marked_processes())
     shown_in_pairs(runs.events(again))
 
 
@@ -771,7 +773,7 @@ def test_both_are_killed_at_once(runs: Runs) -> None:
         ALL,
         [*ALL[:2], *ALL[1:]],
     )  # an agent that found no service to store its result in has failed
-    assert marked_processes() == []
+    until(lambda: not marked_processes())
 
 
 @pytest.mark.parametrize("runner_dies", [True, False])
@@ -836,7 +838,8 @@ def test_its_own_service_is_started_again(runs: Runs) -> None:
     until(lambda: (info := read_sidecar_json(runs.storage)) and info.pid != first.pid)
     runs.open_gate()
     assert process.wait(60) == 0, runs.output(process, "err")
-    assert runs.worked() == ALL and marked_processes() == []
+    assert runs.worked() == ALL
+    until(lambda: not marked_processes())
     shown_in_pairs(runs.events(process))
 
 
@@ -991,7 +994,8 @@ def test_ctrl_c_ends_the_agent_and_leaves_nothing_running(runs: Runs) -> None:
     at_the_gate(runs, process, "chief-architect")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
-    assert marked_processes() == [] and runs.output(process, "err") == ""
+    until(lambda: not marked_processes())
+    assert runs.output(process, "err") == ""
     end = shown_in_pairs(runs.events(process))[-1]
     assert end["state"] == "interrupted" and "run --issue i-1 --root " in end["reason"]
 
@@ -1021,7 +1025,7 @@ def test_a_reader_that_goes_away_ends_the_agent_too(runs: Runs) -> None:
     until(lambda: "chief-architect" in runs.worked())
     os.close(reader)
     assert process.wait(60) == 130, runs.output(process, "err")
-    assert marked_processes() == []
+    until(lambda: not marked_processes())
 
 
 # -- what is refused
@@ -1066,7 +1070,8 @@ def test_a_reader_that_goes_away_ends_the_agent_too(runs: Runs) -> None:
 )
 def test_wrong_use_is_one_line(runs: Runs, words: list[str], code: int, says: str) -> None:
     assert says in runs.refuse(*words, code=code)
-    assert runs.worked() == [] and marked_processes() == []
+    assert runs.worked() == []
+    until(lambda: not marked_processes())
 
 
 def test_a_sick_start_is_said_as_json_too(runs: Runs) -> None:
@@ -1085,7 +1090,7 @@ def test_a_standard_output_that_is_full_ends_the_agent_and_is_said(runs: Runs) -
             process = runs.start("--issue", f"i-{len(words)}", *words, script={"chief-architect": ["hang"]}, out=full)
         assert process.wait(60) == 1
         assert runs.output(process, "err") == "cco: output cannot be written: No space left on device\n"
-        assert marked_processes() == []
+        until(lambda: not marked_processes())
 
 
 def test_a_terminal_without_the_characters_shows_others(runs: Runs, served: Service) -> None:

@@ -12,6 +12,7 @@ import json
 import re
 import socket
 import ssl
+import typing
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ import pytest
 from conftest import Service, make_repository, plugin, until
 from test_http2 import Running, certificate, loop_factory, wait_for  # noqa: F401 - fixtures
 from tornado import httputil
+from tornado.iostream import StreamClosedError
 
 from cco_sidecar import (
     ERRORS,
@@ -610,6 +612,33 @@ def test_tls_is_served_in_the_same_way(make: Callable[..., Both], certificate: A
         line.sendall(HEAD % (b"/poll", b""))
         wait_for(lambda: server.world.waiting)
     wait_for(lambda: not server.world.waiting)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "Tornado's"])
+def test_an_answer_to_a_tls_connection_that_has_just_ended_is_not_taken(
+    make: Callable[..., Both],
+    certificate: Any,  # noqa: F811
+    fast: bool,
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server = make(fast, tls=context)
+
+    def answer() -> asyncio.Future[None]:
+        """In the turn of the loop in which the stream ends, before the connection hears of it."""
+        (handler,), (connection,) = server.world.waiting, server.server._connections
+        typing.cast(Any, connection._transport._stream if fast else connection.stream).close()
+        handler.gone.set()
+        return typing.cast("asyncio.Future[None]", handler.finish(b"late"))
+
+    for _ in range(3):
+        with server.connect() as line:
+            line.sendall(HEAD % (b"/poll", b""))
+            wait_for(lambda: server.world.waiting)
+            written = server.call(answer)
+            wait_for(written.done)
+            assert isinstance(written.exception(), StreamClosedError)
+        wait_for(lambda: not server.world.waiting)
 
 
 def test_the_banner_and_the_status_say_which_server_runs(

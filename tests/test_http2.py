@@ -607,6 +607,25 @@ def test_hang_ups_around_the_tls_handshake_leave_nothing(start, tls):
     wait_for(lambda: server.statistics()["greeting"] == server.statistics()["connections"] == 0)
 
 
+def test_who_hangs_up_under_tls_while_h2_is_imported_is_served_no_more(start, tls, monkeypatch, caplog):
+    streams, imported, take, make = [], threading.Event(), http2.Http2Server.handle_stream, http2.connection_class
+    monkeypatch.setattr(http2, "connection_class", lambda: imported.wait(PATIENCE) and make())
+    monkeypatch.setattr(
+        http2.Http2Server, "handle_stream", lambda self, *line: streams.append(line[0]) or take(self, *line)
+    )
+    server = start(tls=tls)
+    context = ssl._create_unverified_context()
+    context.set_alpn_protocols(["h2"])
+    for n in range(3):
+        with context.wrap_socket(socket.create_connection(("127.0.0.1", server.port), PATIENCE)):
+            wait_for(lambda: server.call(lambda: server.server._importing))
+        wait_for(lambda n=n: len(streams) == n + 1 and streams[n].closed(), "hang-up noticed")
+    imported.set()
+    wait_for(lambda: server.statistics()["greeting"] == server.statistics()["connections"] == 0)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
 def test_a_hang_up_before_the_first_byte_leaves_nothing(server):
     for _ in range(20):
         Wire(server, greet=False).socket.close()

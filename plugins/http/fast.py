@@ -120,7 +120,10 @@ class StreamTransport(asyncio.Transport):
             connection.connection_lost(None)
 
     def write(self, data: Any) -> None:
-        written = self._stream.write(data)
+        try:
+            written = self._stream.write(data)
+        except iostream.StreamClosedError:  # of which ``serve`` hears at the loop's next turn
+            return self._connection.pause_writing()
         if not written.done():
             self._unsent += 1
             self._connection.pause_writing()

@@ -128,6 +128,8 @@ class Http2Server(Server):
             spoken = await (self._agreed(stream) if isinstance(stream, iostream.SSLIOStream) else self._heard(stream))
             if spoken and self._connection is None:
                 await self._import()
+            if stream.closed():  # hung up meanwhile
+                raise iostream.StreamClosedError()
             self._serve(stream, address, spoken)
         except (OSError, asyncio.CancelledError):  # hung up, failed TLS, said nothing in time, or we are shutting down
             stream.close()

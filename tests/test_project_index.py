@@ -275,6 +275,29 @@ def test_a_short_file_is_read_once_until_it_changes(repository: Path, readers: t
     assert index.look().describe(path) is None
 
 
+@pytest.mark.parametrize("folder", ["src", "src/deep", "src/deep/er"])
+def test_nothing_is_told_of_a_file_whose_folder_has_become_a_link_that_leaves_the_root(
+    repository: Path, readers: tuple[Any, Any], folder: str
+) -> None:
+    path = "src/deep/er/inner.py"
+    file = write(repository / path, "inner = 1\n")
+    git(repository, "add", path)
+    until(lambda: not is_young(project_index.fingerprint(str(file)), time.time_ns()))
+    states = [reader.look() for reader in readers]
+    assert [state.describe(path)["content"] for state in states] == ["inner = 1\n"] * 2
+    (repository / folder).rename(repository.parent / "away")
+    (repository / folder).symlink_to(repository.parent / "away")
+    for reader in readers:
+        state = reader.look()
+        assert state.describe(path) is None
+        assert path in [
+            change.path for change in state.git.uncommitted_changes if change.status in ("deleted", "added")
+        ]
+    (repository / folder).unlink()
+    (repository.parent / "away").rename(repository / folder)
+    assert [reader.look().describe(path)["content"] for reader in readers] == ["inner = 1\n"] * 2
+
+
 def run(*words: str | bytes | Path, input: bytes = b"") -> str:
     return subprocess.run(words, check=True, capture_output=True, input=input).stdout.decode().strip()
 
@@ -829,6 +852,39 @@ def test_where_a_parent_is_missing_the_commits_that_can_be_read_are_given(
         assert [commit.message for commit in found.recent_commits] == messages
         assert found.recent_commits[-1].files_changed == [] or name == "a side of a merge"
         assert found.branch == (None if "detached" in name else "main")
+
+
+OTHER_HISTORY: dict[str, list[Callable[[Path], object]]] = {
+    "a replaced commit": [lambda root: git(root, "replace", "HEAD", "HEAD~1"), lambda root: git(root, "replace", "-d", "HEAD")],
+    "a replacement that is packed": [
+        lambda root: git(root, "replace", "HEAD", "HEAD~1"),
+        lambda root: git(root, "pack-refs", "--all"),
+        lambda root: git(root, "replace", "-d", "HEAD"),
+    ],
+    "a second replacement": [
+        lambda root: git(root, "replace", "HEAD~1", "HEAD~2"),
+        lambda root: git(root, "replace", "HEAD", "HEAD~2"),
+    ],
+    "a graft": [
+        lambda root: write(root / ".git/info/grafts", git(root, "rev-parse", "HEAD")),
+        lambda root: (root / ".git/info/grafts").unlink(),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_HISTORY)
+def test_commits_that_git_is_told_to_see_otherwise_show_at_the_next_look(
+    home: Path, repository: Path, readers: tuple[Any, Any], name: str
+) -> None:
+    git(repository, "commit", "-q", "--allow-empty", "-m", "Nothing")
+    index, own = readers
+    seen = [index.look().git.recent_commits]
+    for change in OTHER_HISTORY[name]:
+        until(lambda: index.look().digest == index.look().digest)
+        change(repository)
+        seen.append(index.look().git.recent_commits)
+        assert seen[-1] == own.look().git.recent_commits
+    assert seen[1] != seen[0]
 
 
 def test_a_repository_of_sha256_counts_lines_from_its_beginning(home: Path, tmp_path: Path) -> None:

@@ -119,8 +119,14 @@ class ProvenState(ProjectState, frozen=True, kw_only=True):
 
     def describe(self, path: str) -> dict[str, Any] | None:
         """The same, remembered for files that are short: agents of a team are given the same ones."""
-        facts = self.proof.get(os.path.join(self.root, path))
-        if facts is None or facts[2] > SHORT or is_young(facts, time.time_ns()):  # what it holds may change unseen
+        full = os.path.join(self.root, path)
+        facts = self.proof.get(full)
+        if (
+            facts is None
+            or facts[2] > SHORT
+            or is_young(facts, time.time_ns())  # what it holds may change unseen
+            or not is_folder(self.proof.get(os.path.dirname(full)))  # but a link that may leave the root
+        ):
             return super().describe(path)
         return described(self.root, path, facts)
 
@@ -132,6 +138,10 @@ SHORT = 64 * 1024  # bytes
 def described(root: str, path: str, facts: Fingerprint) -> dict[str, Any] | None:
     """What contexts say of the file while it has this fingerprint. Blocks."""
     return describe_file(root, path)
+
+
+def is_folder(facts: Fingerprint | None) -> bool:
+    return facts is not None and stat.S_ISDIR(facts[4])
 
 
 def total_of(proof: Proof, before: Proof, total: int) -> int:
@@ -484,6 +494,8 @@ class ProjectIndex(GitProject):
                 "info/attributes",
                 "refs/heads",
                 "refs/stash",
+                "refs/replace",
+                "info/grafts",
                 "shallow",
                 REFTABLES,
             )
@@ -512,14 +524,14 @@ class ProjectIndex(GitProject):
         if not known:
             self._entries = {}
         else:  # those that did not change hold no other folders than before
-            unchanged = {
-                path for path, facts in known.items() if facts and stat.S_ISDIR(facts[4]) and before.get(path) == facts
-            }
+            for link in [f"{path}/" for path in self._entries if path in known and not is_folder(known[path])]:
+                known = {path: facts for path, facts in known.items() if not path.startswith(link)}  # seen through it
+            unchanged = {path for path, facts in known.items() if is_folder(facts) and before.get(path) == facts}
             found = {path: known[path] for path in unchanged}
             found |= {path: known[path] for path in known if path.endswith("/.gitignore")}
             pending = [
                 f"{path[len(self._prefix) :]}/".lstrip("/") for path, facts in known.items()
-                if facts and stat.S_ISDIR(facts[4]) and path not in unchanged
+                if is_folder(facts) and path not in unchanged
                 and path.startswith(str(self._root))
             ]  # fmt: skip
         while pending:

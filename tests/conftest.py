@@ -140,7 +140,11 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 def pytest_configure() -> None:
     from forkserver import Forkserver, Popen
+    from hypothesis import HealthCheck, settings
 
+    # How long an example takes says only how busy the machine is.
+    settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
     subprocess.Popen = Popen  # type: ignore[misc] - which subprocess.run takes too
     Forkserver(MODULE, clean_environment())
 

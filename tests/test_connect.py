@@ -90,7 +90,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size
                     | st.dictionaries(st.sampled_from(["a", "hooks", "mcpServers", "Stop", "é"]), inner, max_size=3), max_leaves=12)  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.dictionaries(st.sampled_from(["a", "hooks", "mcpServers", "Stop"]), JSON, max_size=4),
     st.sampled_from([None, 0, 1, "\t"]),

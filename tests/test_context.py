@@ -950,7 +950,7 @@ def fitted(
     return state.answer(request, sections)[0]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sections(), st.integers(2000, 60_000), st.integers(0, 20), st.sampled_from(["", "a task"]))
 def test_the_module_alone_keeps_the_budget_too(
     given_sections: dict[str, Any], size: int, number: int, task: str
@@ -975,7 +975,7 @@ def test_the_module_alone_keeps_the_budget_too(
     assert answer["truncated"] is not (complete and same and structure)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sections(), st.integers(2000, 60_000), st.integers(0, 20), st.sampled_from(["", "a task"]),
     st.lists(CHUNKS, min_size=12, max_size=12),

@@ -49,7 +49,7 @@ PIECES = ["a", "b c", " ", "\n", "\n\n", ":", ": ", "#", " #", '"', "'", "\\", "
 SHAPES = ["{}", '"{}"', "'{}'", "|\n {}", ">\n {}", "|-\n  {}", ">+\n  {}", ">-\n {}", "\n {}", '\n  "{}"', "|2\n   {}"]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(
     st.lists(st.sampled_from(PIECES), max_size=8).map("".join),
     st.sampled_from(SHAPES),
@@ -67,7 +67,7 @@ def test_what_is_read_is_what_yaml_says(text: str, shape: str, indent: str) -> N
         assert read == {"name": "x", "description": expected or ""}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example("\xa0", None, 8)
 @example("\u3000x\u2003", "|", 8)
 @example("x\xa0", None, 200)

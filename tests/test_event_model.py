@@ -124,9 +124,7 @@ class BusMachine(RuleBasedStateMachine):
 
 TestBus = BusMachine.TestCase
 EXAMPLES = int(os.environ.get("EVENT_MODEL_EXAMPLES", "5"))
-TestBus.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestBus.settings = settings(max_examples=EXAMPLES, stateful_step_count=15, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_what_is_refused_says_what_and_where(text: str, character: int, problem:
     assert refused.value.details == {"character": character, "path": "filter"}
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.text(alphabet="ab:,é._1 ", max_size=30) | st.text(max_size=20))
 def test_alone_a_filter_means_the_same_or_is_refused(text: str) -> None:
     try:
@@ -82,7 +82,7 @@ def test_alone_a_filter_means_the_same_or_is_refused(text: str) -> None:
             assert alone.matches(KnownEvent(event)) == whole.matches(KnownEvent(event))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.text(alphabet='ab:,|!*"\\ .é\n1', max_size=30) | st.text(max_size=40))
 def test_any_text_is_a_filter_or_a_clear_error(text: str) -> None:
     try:
@@ -126,7 +126,7 @@ def model(terms: list[Any], data: dict[str, Any]) -> bool:
     return True
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(TERMS, min_size=1, max_size=3), DATA)
 def test_filters_agree_with_the_model_and_the_index_finds_exactly_the_matching(
     terms: list[Any], data: dict[str, Any]
@@ -160,7 +160,7 @@ async def wakes(filter: Filter, submission: dict[str, Any]) -> bool:
     return first == ["me"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(DATA, VALUES)
 def test_bytes_that_a_filter_requires_are_in_every_matching_event(data: dict[str, Any], value: str) -> None:
     filter = parse(f"one:{quoted(value)}")

@@ -19,7 +19,6 @@ from cco_sidecar import ApiError, check_identifier  # isort: skip
 
 SHARED = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,
     derandomize=True,
@@ -58,7 +57,7 @@ def accepted(name: str, text: str) -> bool:
     return True
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(NEARLY)
 @example("a\n")
 @example("\uff41")

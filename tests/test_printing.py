@@ -40,7 +40,7 @@ def read_back(value: Any) -> Any:
     return yaml.safe_load("".join(printing.yaml_lines(value)))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(VALUES)
 @example({"nested": [{"a": [[1, [2, {}]], []], "b": {"c": {"d": "e\nf"}}}, ["x", ["y\nz\n"]]]})
 @example(1e16)

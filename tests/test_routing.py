@@ -174,7 +174,7 @@ RESULTS = st.lists(st.tuples(st.sampled_from(sorted(SHORT)), st.sampled_from("+-
 
 
 @pytest.mark.parametrize("rules", [Rules, ReferenceRules], ids=["with plugins", "alone"])
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(results=RESULTS)
 def test_following_every_proposal_with_success_comes_to_an_end(
     rules: type[ReferenceRules], results: list[tuple[str, str]]
@@ -191,7 +191,7 @@ def test_following_every_proposal_with_success_comes_to_an_end(
         assert steps <= (10 if rules is Rules else 12) * (len(results) + 2), sequence
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(RESULTS)
 def test_nobody_is_proposed_twice_or_after_having_passed(results: list[tuple[str, str]]) -> None:
     passed: set[str] = set()

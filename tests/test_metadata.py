@@ -1142,7 +1142,7 @@ TIRING = """
 import resource, sys
 from pathlib import Path
 from test_metadata import ProjectFiles, manifests
-resource.setrlimit(resource.RLIMIT_CPU, (6, 6))
+resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
 print(len(manifests.read_dependencies(ProjectFiles(Path(sys.argv[1])))))
 """
 

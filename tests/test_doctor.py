@@ -294,22 +294,26 @@ def test_agents_that_outlive_their_service_are_named_and_how_they_are_ended(
 
 
 @pytest.mark.parametrize(
-    ("named", "trusted", "advice"),
-    [(True, True, ""), (True, False, "name its certificate in SSL_CERT_FILE"), (False, True, "have it made for")],
+    ("named", "by_url", "advice"),
+    [(True, False, ""), (True, True, "name its certificate in SSL_CERT_FILE"), (False, False, "have it made for")],
 )
 def test_a_service_with_https_is_asked_too_and_whether_commands_trust_it_is_told(
-    repository: Path, make_service: Callable[..., Service], tmp_path: Path, named: bool, trusted: bool, advice: str
+    repository: Path, make_service: Callable[..., Service], tmp_path: Path, named: bool, by_url: bool, advice: str
 ) -> None:
     words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem".split()
     words += ["-addext", "subjectAltName=IP:127.0.0.1"] * named
     subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)
     service = make_service("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
-    trusting = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")} if trusted else {}
-    _, found = checks(repository, "--storage", str(service.storage), **trusting)
-    assert found["service"]["verdict"] == ("note" if advice else "good") and "https://" in found["service"]["finding"]
-    assert advice in found["service"]["finding"], found["service"]
-    words = [sys.executable, str(MODULE), "status", "--storage", str(service.storage)]
-    ended = subprocess.run(words, cwd=repository, env=clean_environment(**trusting), capture_output=True, text=True)
+    _, found = checks(repository, "--storage", str(service.storage))
+    assert found["service"]["verdict"] == ("good" if named else "note") and "https://" in found["service"]["finding"]
+    assert by_url or advice in found["service"]["finding"], found["service"]
+    words = [
+        sys.executable,
+        str(MODULE),
+        "status",
+        *(("--url", service.url) if by_url else ("--storage", str(service.storage))),
+    ]
+    ended = subprocess.run(words, cwd=repository, env=clean_environment(), capture_output=True, text=True)
     assert (ended.returncode == 0) is not bool(advice) and advice in ended.stderr, ended.stderr
 
 

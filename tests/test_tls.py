@@ -194,20 +194,105 @@ def test_plain_http_on_the_tls_port_gets_nothing_out_of_it(secure: Callable[...,
     assert "Traceback" not in service.log
 
 
-def test_a_run_of_the_service_trusts_its_certificate(tmp_path: Path) -> None:
+AGENT = """#!/bin/sh
+curl -sS -f "$SIDECAR_URL/results" -H @"$CCO_HEADER_FILE" -H "Content-Type: application/json" -d "{
+  \\"agent_id\\": \\"$AGENT_ID\\", \\"agent_type\\": \\"$AGENT_TYPE\\", \\"issue_id\\": \\"$ISSUE_ID\\",
+  \\"project_id\\": \\"$PROJECT_ID\\", \\"result\\": {\\"status\\": \\"success\\"}}"
+"""
+UNSET = dict.fromkeys(
+    ("SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), ""
+)
+
+
+def run(service: Service, *words: str, env: dict[str, str]) -> str:
+    command = [sys.executable, str(MODULE), *words, "--storage", str(service.storage)]
+    ended = subprocess.run(
+        command, cwd=service.root, env=clean_environment(**env), capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> str:
+    (tmp_path / "agent.sh").write_text(AGENT)
+    (tmp_path / "agent.sh").chmod(0o700)
+    return str(tmp_path / "agent.sh")
+
+
+@pytest.mark.parametrize("named", ["", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_agents_and_commands_trust_the_services_own_certificate(
+    make_service: Callable[..., Service], tmp_path: Path, agent: str, named: str
+) -> None:
+    for folder, name in (("other", "another authority"), ("", "localhost")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        make_pair(tmp_path / folder, name)
+    other = tmp_path / "other" / ("" if named == "SSL_CERT_DIR" else "cert.pem")
+    env = UNSET | ({named: str(other)} if named else {})
+    pair = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    service = make_service(*pair, "--agent-command", agent, env=env)
+    spawn = ("agent", "spawn", "--type", "test-engineer", "--issue", "issue-1", "--wait")
+    assert "success" in run(service, *spawn, env=UNSET), service.log
+    assert "healthy" in run(service, "health", env=UNSET)
+    trusted = service.storage / "tls" / "trusted.pem"
+    ssl.create_default_context(cafile=str(trusted))  # every line of it can be read
+    assert certificates(tmp_path / "cert.pem") <= certificates(trusted)
+    assert (certificates(tmp_path / "other" / "cert.pem") <= certificates(trusted)) == bool(named)
+    usual = Path(ssl.get_default_verify_paths().openssl_cafile)
+    assert not usual.is_file() or certificates(usual) < certificates(trusted)
+
+
+def certificates(file: Path) -> set[str]:
+    return set(re.findall(r"-----BEGIN CERTIFICATE-----\s([^-]+)", file.read_text()))
+
+
+def test_a_renewed_certificate_is_trusted_too(secure: Callable[..., Service], tmp_path: Path, agent: str) -> None:
+    make_pair(tmp_path, "one")
+    service = secure("--agent-command", agent)
+    make_pair(tmp_path, "two")
+    until(lambda: served_name(service) == "two")
+    until(lambda: (tmp_path / "cert.pem").read_text() in (service.storage / "tls" / "added.pem").read_text())
+    spawn = ("agent", "spawn", "--type", "test-engineer", "--issue", "issue-1", "--wait")
+    assert "success" in run(service, *spawn, env=UNSET), service.log
+
+
+def test_a_key_beside_the_certificate_is_not_given_to_agents(
+    tmp_path: Path, make_service: Callable[..., Service]
+) -> None:
+    make_pair(tmp_path, "one")
+    both = tmp_path / "both.pem"
+    both.write_bytes((tmp_path / "key.pem").read_bytes() + (tmp_path / "cert.pem").read_bytes())
+    service = make_service("--tls-cert", str(both), "--tls-key", str(both))
+    for file in (service.storage / "tls").iterdir():
+        assert "CERTIFICATE" in file.read_text() and "PRIVATE" not in file.read_text()
+
+
+def test_a_pipeline_trusts_the_certificate_of_its_own_service(repository: Path, tmp_path: Path, agent: str) -> None:
     make_pair(tmp_path, "localhost")
-    runs = plugin("runs")
-    settings = SimpleNamespace(
-        tls_cert=tmp_path / "cert.pem", storage=tmp_path, project="p", agent_types={}, plugins=()
+    words = ["run", "--issue", "issue-1", "--task", "Greet", "--until", "architect", "--agent-command", agent]
+    words += ["--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    command = [sys.executable, str(MODULE), *words, "--storage", str(tmp_path / "storage")]
+    ended = subprocess.run(
+        command, cwd=repository, env=clean_environment(**UNSET), capture_output=True, text=True, timeout=60
     )
-    part = SimpleNamespace(_settings=settings, _folder=tmp_path)
-    environ = runs.Runs._environment(part, SimpleNamespace(run_id="a"))
-    assert (tmp_path / "cert.pem").read_text() in Path(environ["SSL_CERT_FILE"]).read_text()
-    ssl.create_default_context(cafile=environ["SSL_CERT_FILE"])  # and every line of it can be read
-    settings.tls_cert = None
-    assert runs.Runs._environment(part, SimpleNamespace(run_id="a")).get("SSL_CERT_FILE") == os.environ.get(
-        "SSL_CERT_FILE"
-    )
+    assert ended.returncode == 0 and "reached: architect has succeeded" in ended.stdout, ended.stdout + ended.stderr
+
+
+def test_a_run_of_the_service_trusts_its_certificate(
+    secure: Callable[..., Service], tmp_path: Path, agent: str
+) -> None:
+    make_pair(tmp_path, "localhost")
+    service = secure("--agent-command", agent)
+    ask = {"issue_id": "issue-1", "task": "Greet", "until": "architect"}
+    headers = {"Authorization": f"Bearer {service.token()}"}
+    with requests.Session() as session:
+        session.verify = str(tmp_path / "cert.pem")
+        session.trust_env = False
+        answer = session.post(f"{service.url}/api/runs", json=ask, headers=headers, timeout=20)
+        assert answer.status_code < 300, answer.text
+        path = f"{service.url}/api/runs/{answer.json()['run_id']}"
+        until(lambda: session.get(path, headers=headers, timeout=20).json()["state"] != "running", 60)
+        assert session.get(path, headers=headers, timeout=20).json()["state"] == "completed"
 
 
 # -- without

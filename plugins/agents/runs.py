@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import secrets
-import ssl
 import subprocess
 import sys
 import time
@@ -372,9 +371,6 @@ class Runs:
         types = ",".join(f"{name}={category}" for name, category in self._settings.agent_types.items())
         told = {"PLUGINS": ",".join(map(str, self._settings.plugins)), "AGENT_TYPES": types}
         kept |= {f"CCO_SIDECAR_{name}": value for name, value in told.items() if value}
-        if self._settings.tls_cert:
-            write_file(self._folder / "trusted.pem", trusted(self._settings.tls_cert))
-            kept["SSL_CERT_FILE"] = str(self._folder / "trusted.pem")
         return kept | {"CCO_TOKEN_FILE": str(self._folder / f"{run.run_id}.token"), "PYTHONIOENCODING": "utf-8"}
 
     # -- following and ending
@@ -494,12 +490,6 @@ def lines_of(stream: IO[str], longest: int) -> Any:
         if whole:
             yield piece.rstrip("\n")
         whole = piece.endswith("\n")
-
-
-def trusted(certificate: Path) -> bytes:
-    """The certificates that this environment trusts, and the service's own. Blocks."""
-    usual = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
-    return b"\n".join(content_of(Path(path)) for path in (usual, certificate) if path)
 
 
 def check_lock(path: Path, issue_id: str) -> None:

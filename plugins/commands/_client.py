@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import http.client
 import json
 import logging
@@ -33,6 +34,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import denied, read_sidecar_json
 from cco_sidecar_plugins._hooks import LoadedPlugin
+from cco_sidecar_plugins._trust import context_trusting, own_certificate
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, read_health
 from cco_sidecar_plugins.commands._running import running_settings, start_it, with_secret
 
@@ -71,6 +73,12 @@ def in_plain_words(answer: dict[str, Any]) -> str:
     return f"{path}: {message.removesuffix(place).removeprefix(f'{general}: ')}"
 
 
+@functools.lru_cache(1)
+def opener_trusting(certificate: Path | None, _: int = 0) -> urllib.request.OpenerDirector:
+    own = [urllib.request.HTTPSHandler(context=context_trusting(certificate))] if certificate else []
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirects, *own)
+
+
 class NoRedirects(urllib.request.HTTPRedirectHandler):
     """Follows none: a sidecar sends nobody elsewhere, and the token would go along."""
 
@@ -101,8 +109,14 @@ class Client:
         self.url, self._instance, self._minted = self._given, "", False
         self._look_for_it()
         self.token = self._find_token()
-        # Proxies are for the world outside; a certificate of one's own is trusted by naming it in SSL_CERT_FILE.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirects)
+
+    @property
+    def _opener(self) -> urllib.request.OpenerDirector:
+        """Proxies are for the world outside. The certificate of the repository's own service is trusted; another one by
+        naming it in SSL_CERT_FILE.
+        """
+        settings = self._settings if self.url.startswith("https:") else None
+        return opener_trusting(*own_certificate(settings.storage) if settings else (None, 0))
 
     def _look_for_it(self) -> None:
         """Take where the repository's service is now: it may have been started again. Raises NotReachable."""

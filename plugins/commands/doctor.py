@@ -24,7 +24,6 @@ import tempfile
 import time
 import typing
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -55,9 +54,10 @@ from cco_sidecar import (
 from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import explained, read_sidecar_json, what_denies
 from cco_sidecar_plugins._settings import PluginSettings, collected_faults
+from cco_sidecar_plugins._trust import own_certificate
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
-from cco_sidecar_plugins.commands._client import Client, Refused, is_own, loaded_plugins, told_types
+from cco_sidecar_plugins.commands._client import Client, Refused, is_own, loaded_plugins, opener_trusting, told_types
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._running import running_service, running_settings, start_it
@@ -281,16 +281,16 @@ def check_service(settings: Settings) -> str:
     but = ""
     if version != cco_sidecar.__version__:
         but += f"; it is version {version}, this command is {cco_sidecar.__version__}"
-    if untrusted := distrust_of(info.url):
+    if untrusted := distrust_of(info.url, settings.storage):
         but += f"; commands do not trust it here ({untrusted.verify_message}): {about_certificate(untrusted)}"
     return f"{'note: ' if but else ''}pid {info.pid} on {info.url} is healthy{but}"
 
 
-def distrust_of(url: str) -> ssl.SSLCertVerificationError | None:
+def distrust_of(url: str, storage: Path) -> ssl.SSLCertVerificationError | None:
     """Why clients in this environment do not take the certificate of who serves ``url``, if it has one."""
     with suppress(OSError):  # what else may be wrong was asked for before
         try:
-            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/health", timeout=5).close()
+            opener_trusting(*own_certificate(storage)).open(f"{url}/health", timeout=5).close()
         except urllib.error.URLError as error:
             return error.reason if isinstance(error.reason, ssl.SSLCertVerificationError) else None
     return None

@@ -1,5 +1,6 @@
 """HTTPS by ``--tls-cert`` and ``--tls-key``, TLS 1.2 or newer. Renewed certificates are served without a restart; a
-pair that cannot be loaded is logged, and the old one goes on. Without them a warning says where others can read tokens.
+pair that cannot be loaded is logged, and the old one goes on. Agents trust the certificate, and so do commands on this
+machine that name no address. Without one a warning says where others can read tokens.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cco_sidecar import Application, Server, StartError, hookimpl, one_line
+import msgspec
+
+from cco_sidecar import AgentCommand, AgentLaunch, Application, Launcher, Server, StartError, hookimpl, one_line
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins._trust import trusting, write_trust
 
 log = logging.getLogger("cco.tls")
 
@@ -23,15 +27,15 @@ CHECK_SECONDS = 2.0
 
 @hookimpl(trylast=True)  # so that the server of the plugin http2 derives from this one, and sees each certificate
 def part_class(settings: PluginSettings, base: type) -> type | None:
+    secure = settings.tls_cert and settings.tls_key
+    if issubclass(base, Launcher) and secure:
+        return type("TrustingLauncher", (TrustingLauncher, base), {})
     if not issubclass(base, Server):
         return None
-    if not settings.tls_cert or not settings.tls_key:
+    if not secure:
         return type("PlainServer", (PlainServer, base), {})
-    return type(
-        "TlsServer",
-        (TlsServer, base),
-        {"certificate": (settings.tls_cert, settings.tls_key), "where": settings.where("tls_cert")},
-    )
+    facts = {"certificate": (settings.tls_cert, settings.tls_key), "storage": settings.storage}
+    return type("TlsServer", (TlsServer, base), facts | {"where": settings.where("tls_cert")})
 
 
 def tls_context(certificate: tuple[Path, Path]) -> ssl.SSLContext:
@@ -41,6 +45,15 @@ def tls_context(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     # Without a password OpenSSL would ask for one on the terminal, and wait.
     context.load_cert_chain(*certificate, password=lambda: "")
     return context
+
+
+class TrustingLauncher(Launcher):
+    """Agents trust the service's certificate, whoever signed it, beside what they trusted before."""
+
+    def _prepare(self, launch: AgentLaunch, files: dict[str, bytes]) -> AgentCommand:
+        command = super()._prepare(launch, files)
+        environment = trusting(self.settings.storage) | command.environment
+        return msgspec.structs.replace(command, environment=environment)
 
 
 class PlainServer(Server):
@@ -65,12 +78,14 @@ class TlsServer(Server):
     scheme = "https"
     certificate: ClassVar[tuple[Path, Path]]  # and its key
     where: ClassVar[str]  # they are set
+    storage: ClassVar[Path]
     _watching: asyncio.Task[None] | None = None
 
     def initialize(self, request_callback: Any, *args: Any, **options: Any) -> None:
         """Raises StartError."""
         try:
             options["ssl_options"] = tls_context(self.certificate)
+            write_trust(self.storage, self.certificate[0])
         except OSError as error:
             raise StartError(f"{self.where}: it cannot be loaded: {one_line(error)}") from None
         super().initialize(request_callback, *args, **options)
@@ -103,6 +118,7 @@ class TlsServer(Server):
             # a new context: one that lives would serve the old certificate beside a new one of another kind of key
             try:
                 self.take_certificate(tls_context(self.certificate))
+                await asyncio.to_thread(write_trust, self.storage, self.certificate[0])
                 log.info("the renewed certificate is served from now on")
             except OSError as error:  # half a renewal is mended by its other half, at the next look
                 log.error(

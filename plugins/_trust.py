@@ -1,0 +1,71 @@
+"""By which certificates the programs of this user trust a service of cco_sidecar that has one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import ssl
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cco_sidecar import write_file
+
+AUTHORITIES = (  # where systems keep theirs; the Python of uv looks in none of these by itself
+    "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)  # fmt: skip
+CHOOSING = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE")  # variables that name all that is trusted
+ADDING = "NODE_EXTRA_CA_CERTS"  # the variable that names more
+TRUSTED, ADDED = "trusted.pem", "added.pem"  # in the storage's folder tls
+
+
+def write_trust(storage: Path, certificate: Path) -> None:
+    """Write down for agents and commands what is trusted: the service's own ``certificate`` too. Blocks."""
+    folder = storage / "tls"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    default = ssl.get_default_verify_paths().openssl_cafile
+    system = next(filter(os.path.isfile, (default, *AUTHORITIES)), "")
+    named = [os.environ.get(name, "") for name in CHOOSING]
+    for place in filter(None, os.environ.get("SSL_CERT_DIR", "").split(os.pathsep)):  # curl heeds one of both
+        with contextlib.suppress(OSError):
+            named += map(str, sorted(Path(place).iterdir()))
+    write_file(folder / TRUSTED, certificates_in([system, *named, str(certificate)]))
+    write_file(folder / ADDED, certificates_in([os.environ.get(ADDING, ""), str(certificate)]))
+
+
+def trusting(storage: Path) -> dict[str, str]:
+    """The variables by which curl, Python, Node, Go and Rust find what ``write_trust`` wrote."""
+    return dict.fromkeys(CHOOSING, str(storage / "tls" / TRUSTED)) | {ADDING: str(storage / "tls" / ADDED)}
+
+
+def own_certificate(storage: Path) -> tuple[Path | None, int]:
+    """The file with the certificate of the service on this storage, None where there is none, and when it changed."""
+    file = storage / "tls" / ADDED
+    try:
+        return file, file.stat().st_mtime_ns
+    except OSError:
+        return None, 0
+
+
+def context_trusting(certificate: Path) -> ssl.SSLContext:
+    """The context of a client that also trusts what the file holds, be it signed by an authority that is not there.
+    Raises OSError.
+    """
+    context = ssl.create_default_context()
+    context.load_verify_locations(certificate)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def certificates_in(files: Iterable[str]) -> bytes:
+    """The certificates in those files that can be read, each once; no keys, which may stand beside them."""
+
+    def found() -> Iterator[bytes]:
+        for file in filter(os.path.isfile, files):
+            with contextlib.suppress(OSError):
+                yield from re.findall(
+                    rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----", Path(file).read_bytes()
+                )
+
+    return b"\n".join([*dict.fromkeys(found()), b""])

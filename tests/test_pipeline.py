@@ -1018,9 +1018,10 @@ def test_a_second_ctrl_c_ends_at_once(runs: Runs, served: Service) -> None:
     until(lambda: served.client().get(f"/api/agents/{agent}/status").json()["state"] == "killed", 30)
 
 
-def test_a_reader_that_goes_away_ends_the_agent_too(runs: Runs) -> None:
+@pytest.mark.parametrize(("style", "act"), [("json", "chatter"), ("json", "hang"), ("table", "hang")])
+def test_a_reader_that_goes_away_ends_the_agent_too(runs: Runs, style: str, act: str) -> None:
     reader, writer = os.pipe()
-    process = runs.start("--format", "json", "--issue", "i-1", script={"chief-architect": ["chatter"]}, out=writer)
+    process = runs.start("--format", style, "--issue", "i-1", script={"chief-architect": [act]}, out=writer)
     os.close(writer)
     until(lambda: "chief-architect" in runs.worked())
     os.close(reader)

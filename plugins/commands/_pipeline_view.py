@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 
 from cco_sidecar import StartError, iso
 from cco_sidecar_plugins._terminal import plain
-from cco_sidecar_plugins.commands._printing import cut, duration, print_table
+from cco_sidecar_plugins.commands._printing import cut, duration, print_table, reader_poll
 
 
 class NotWritten(Exception):
@@ -44,13 +45,18 @@ class View:
     pace = 10.0
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
+        self._began, self._reader_poll = time.monotonic(), reader_poll()
 
     def tell(self, event: str, **facts: Any) -> None:
         pass
 
     def progress(self, agent: dict[str, Any], elapsed: float, line: str, *, changed: bool) -> None:
-        """The agent still runs; ``line`` is the last that it wrote, ``changed`` where it is another one than before."""
+        """The agent still runs; ``line`` is the last that it wrote, ``changed`` where it is another one than before.
+        Raises NotWritten where the reader has gone, as it may have a long time before there is something to write.
+        """
+        if self._reader_poll and self._reader_poll(0):
+            with written():
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         if changed and line:
             who = {name: agent[name] for name in ("agent_id", "agent_type")}
             self.tell("agent_output", **who, seconds=round(elapsed, 2), line=line)

@@ -6,11 +6,14 @@ import argparse
 import csv
 import json
 import math
+import os
 import re
+import select
 import shutil
+import stat
 import sys
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from cco_sidecar import GOOD
@@ -32,6 +35,24 @@ def tell(text: str) -> None:
         raise
     except OSError:
         drop_unwritten(sys.stderr)
+
+
+# -- on standard output
+
+
+def reader_poll() -> Callable[..., list[Any]] | None:
+    """Waits until the reader of a pipe goes, or so many milliseconds; what is returned is empty where it has not. None
+    where standard output is no pipe.
+    """
+    try:
+        is_pipe = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
+    except OSError:  # it is closed, or no file of the system's
+        return None
+    if not is_pipe or not hasattr(select, "poll"):
+        return None
+    reader = select.poll()
+    reader.register(sys.stdout.fileno(), 0)  # for what is told unasked: that it is gone
+    return reader.poll
 
 
 # -- as --format says

@@ -12,14 +12,12 @@ import contextlib
 import json
 import math
 import os
-import select
-import stat
 import sys
 import threading
 import time
 import typing
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -49,7 +47,7 @@ from cco_sidecar_plugins.commands._client_view import (
     show_context,
     show_list,
 )
-from cco_sidecar_plugins.commands._printing import cell, show, tell
+from cco_sidecar_plugins.commands._printing import cell, reader_poll, show, tell
 from cco_sidecar_plugins.commands._table import (
     CLIENT_OPTIONS,
     Command,
@@ -387,18 +385,12 @@ def end_with_reader() -> None:
     for which there may be nothing for hours.
     """
 
-    def end() -> None:
-        reader.poll()
+    def end(until_it_goes: Callable[[], object]) -> None:
+        until_it_goes()
         os._exit(GOOD)  # as where a write shows it
 
-    try:
-        is_pipe = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
-    except OSError:  # it is closed, or no file of the system's
-        return
-    if is_pipe and hasattr(select, "poll"):
-        reader = select.poll()
-        reader.register(sys.stdout.fileno(), 0)  # for what is told unasked: that it is gone
-        threading.Thread(target=end, daemon=True).start()
+    if poll := reader_poll():
+        threading.Thread(target=end, args=[poll], daemon=True).start()
 
 
 PATIENCE = 10.0  # seconds

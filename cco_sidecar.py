@@ -1688,12 +1688,12 @@ class Tokens:
             raise forbidden(f"This token is for issue {claims.issue_id} only", issue_id=claims.issue_id)
 
     def check_event_type(self, claims: Claims, event_type: str) -> None:
-        """The service's own are refused; agent_completed is left, as in the reference's example, to tokens that could
-        cause it by a result.
+        """The service's own are refused; agent_completed is left, as the reference has it, to tokens that could cause
+        it by a result.
         """
         speaks_for_all = not claims.bound and claims.issue_id is None and WRITE in claims.permissions
         if event_type in OWN_EVENTS and not (event_type == "agent_completed" and speaks_for_all):
-            raise forbidden(f"{event_type} is published by the service alone", event_type=event_type)
+            raise forbidden(f"The service publishes {event_type}, not this token", event_type=event_type)
 
 
 def make_or_read_secret(path: Path) -> str:

@@ -348,7 +348,7 @@ def test_a_spawned_agent_leaves_out_its_issue(service: Service, issue: str) -> N
         ("store_result", {"issue_id": "i", "status": "failed", "decisions": [1]}, "at `$.decisions[0]`"),
         ("store_result", {"issue_id": "i", "status": "failed", "decision": "a"}, "did you mean decisions?"),
         ("publish_event", {"event_type": "Loud"}, "at `$.event_type`"),
-        ("publish_event", {"event_type": "agent_exited"}, "AUTH_003: agent_exited is published by the service alone"),
+        ("publish_event", {"event_type": "agent_exited"}, "AUTH_003: The service publishes agent_exited, not this token"),
         ("publish_event", {"event_type": "a", "data": 1}, "at `$.data`"),
         ("publish_event", {"event_type": "a", "idempotency_key": ""}, "at `$.idempotency_key`"),
         ("wait_for_events", {"timeout_seconds": 301}, "<= 300.0 - at `$.timeout_seconds`"),

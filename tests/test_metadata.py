@@ -109,6 +109,11 @@ def write(folder: Path, files: Contents) -> None:
         ("Chart.yaml", "dependencies:\n- name: redis\n  tags:\n    - cache\n    - name: no\n  version: 17.x\n- name: own\n  version: \"\"\n", "unknown", {"redis": "17.x", "own": ""}),
         ("cpanfile", "requires 'A', 1.2;\nrequires 'B' => 0.98;\nrequires 'C', v5.10;\nrequires 'D', '';\nrequires 'E' => undef;\n\n  requires 'F' , \"== 2\";\n", "unknown", {"A": "1.2", "B": "0.98", "C": "v5.10", "D": "", "E": "", "F": "== 2"}),
         ("deps.edn", '{:deps {a.b/c-d  {:mvn/version "1"}\n e {:mvn/version "2"} f {:git/url "x"}}}', "unknown", {"a.b/c-d": "1", "e": "2"}),
+        ("rebar.config", '{erl_opts, [debug_info, {d, x}]}.\n{deps, [\n  % {no, "1"},\n  recon, {cowboy, "2.9.0"},\n  {jsx, {git, "https://a/b", {tag, "v3"}}}, {ranch, ".*", {git, "x", {branch, "m"}}}\n]}.\n{profiles, [{test, [{deps, [{meck, "0.9"}]}]}]}.\n', "unknown", {"recon": "", "cowboy": "2.9.0", "jsx": "", "ranch": ".*", "meck": "0.9"}),
+        ("MODULE.bazel", 'module(name = "own", version = "1")\nbazel_dep(name = "rules_go", version = "0.41.0")\nbazel_dep(\n    name = "gazelle",\n    version = "0.33",\n)\nbazel_dep(name = "local", dev_dependency = True)\n# bazel_dep(name = "no")\n', "unknown", {"rules_go": "0.41.0", "gazelle": "0.33", "local": ""}),
+        ("flake.nix", '{ inputs.nixpkgs.url = "github:NixOS/nixpkgs";\n inputs = {\n  utils.url = "github:a/utils";\n  home = {\n    url = "github:b/home";\n    inputs.nixpkgs.follows = "nixpkgs";\n  };\n  # no.url = "x";\n }; }', "unknown", {"nixpkgs": "github:NixOS/nixpkgs", "utils": "github:a/utils", "home": "github:b/home"}),
+        ("requirements.yml", "---\nroles:\n  - src: geerlingguy.java\n    version: '1.9'\n  - name: nginx\n    src: https://a/b\n  - plain.role\ncollections:\n  - name: community.general\n    version: \">=3\"  # new\n", "unknown", {"geerlingguy.java": "1.9", "nginx": "", "plain.role": "", "community.general": ">=3"}),
+        ("collections/requirements.yml", "collections:\n- ansible.posix\n", "unknown", {"ansible.posix": ""}),
         ("pyproject.toml", "this is [not toml", "python", {}),
         ("package.json", "[1, 2", "javascript", {}),
         ("pom.xml", "<project>", "java", {}),
@@ -226,6 +231,16 @@ def test_dependencies_of_a_cabal_file(tmp_path: Path, given: str, expected: dict
     assert manifests.read_dependencies(ProjectFiles(tmp_path, ["x.cabal"])) == expected
 
 
+@table({
+    "one a line": ('requires "nim >= 1.6.0"\nrequires "chronicles#head"\n# requires "no"\n', {"chronicles": "#head"}),
+    "several": ('requires "a >= 1 & < 2",\n  "b", "c ~= 3"\nrequires: "d"\n', {"a": ">= 1 & < 2", "b": "", "c": "~= 3", "d": ""}),
+    "an older form, and an address": ('requires("a >= 1, b")\nrequires "https://x.org/u/c#1"', {"a": ">= 1", "b": "", "c": "#1"}),
+})  # fmt: skip
+def test_dependencies_of_a_nimble_file(tmp_path: Path, given: str, expected: dict[str, str]) -> None:
+    write(tmp_path, {"x.nimble": given})
+    assert manifests.read_dependencies(ProjectFiles(tmp_path, ["x.nimble"])) == expected
+
+
 OPENINGS = {
     "x.opam": ("depends: [\n", 'depends: ["a" {'), "x.cabal": ("build-depends:\n", "build-depends: a\n  "),
     "DESCRIPTION": ("Depends:\n", "Depends: a ("), "Project.toml": ("[deps]\n",), "fpm.toml": ("[dependencies]\n",),
@@ -233,6 +248,9 @@ OPENINGS = {
     "elm.json": ('{"dependencies":',), "Chart.yaml": ("dependencies:\n", "dependencies:\n- "),
     "build.zig.zon": (".a = .{", '.@"'), "cpanfile": ("requires 'a', ", "requires '"), "project.clj": ("[a ", '[a "'),
     "deps.edn": ("a {:mvn/version ", 'a {:mvn/version "'), "versions.tf": ("a = {", 'a = { source = "', "={" + "\n" * 998),
+    "x.nimble": ("requires ", 'requires "a", ', 'requires "'), "rebar.config": ("{deps, [", '{deps, [{a, "', "{deps,"),
+    "MODULE.bazel": ("bazel_dep(\n", 'bazel_dep(name = "a",\n'), "flake.nix": ("inputs.", "a = {", 'a.url = "', "a.url "),
+    "requirements.yml": ("roles:\n- ", "- name: "), "roles/requirements.yml": (), "collections/requirements.yml": (),
 }  # fmt: skip
 PARTS = ("a", "a b ", "a, ", " ", "\n", "  a\n", "[", "{", "(", "]", '"', "'", '\\"', "<", "(*", "#", ":{", ".", "=", "- ")  # fmt: skip
 

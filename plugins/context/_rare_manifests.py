@@ -1,5 +1,5 @@
-"""Dependencies out of the manifests of languages from Ada to Zig, of Helm and of Terraform, for the plugin metadata of
-cco_sidecar. No manifest is run.
+"""Dependencies out of the manifests of languages from Ada to Zig, of Ansible, Bazel, Helm, Nix and Terraform, for the
+plugin metadata of cco_sidecar. No manifest is run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cco_sidecar_plugins.context._parsing import File, ProjectFiles
 
 
 def rare_dependencies(files: ProjectFiles) -> Versions:
-    """Those of the manifests in the root, of which some are packages themselves."""
+    """Those of the manifests in the root and of Ansible's in their folders, of which some are packages themselves."""
     named = [(name, parse) for end, parse in BY_ENDING.items() for name in files.ending_with(end) if "/" not in name]
     found = merged(files.parsed(name, parse) or {} for name, parse in (*BY_NAME.items(), *named))
     return {name: version for name, version in found.items() if f"{name}.opam" not in dict(named)}
@@ -104,6 +104,53 @@ def terraform_dependencies(file: File) -> Versions:
     return {each["source"]: each.get("version", "") for each in found if "source" in each}
 
 
+def rebar_dependencies(file: File) -> Versions:
+    """Each ``name``, ``{name, "version"}`` or ``{name, {git, ...}}`` of the lists of deps, those of profiles too."""
+    found = Versions()
+    for after in re.split(r"\{\s{0,9}deps\s{0,9},\s{0,9}\[", re.sub(r"%[^\n]*", "", file.text()))[1:]:
+        depth, name = 0, ""
+        for token in ERLANG_TOKEN.findall(after.partition("]")[0]):
+            if token in "{}":
+                depth, name = depth + (1 if token == "{" else -1), name if depth else ""
+            elif token[0] != '"':
+                if depth == 0 or (depth == 1 and not name):
+                    name = token
+                    found.setdefault(name, "")
+            elif depth == 1 and name:
+                found[name] = found[name] or token.strip('"')
+    return found
+
+
+ERLANG_TOKEN = late_pattern(r'[{}]|"[^"\n]*"|[a-z][\w@]*')
+
+
+def nimble_dependencies(file: File) -> Versions:
+    """Without the compiler."""
+    texts = (text for call in NIMBLE_CALL.findall(file.text()) for text in re.findall(r'"([^"\n]+)"', call))
+    items = (item for text in texts for item in text.split(","))  # an older form
+    found = [item.strip() for item in items]
+    named = [(re.split(r"[\s<>=~^#@]", item, maxsplit=1)[0], item) for item in found]
+    bounds = {name.rpartition("/")[2]: item[len(name) :].strip() for name, item in named}
+    return {name: bound for name, bound in bounds.items() if name not in ("", "nim")}
+
+
+NIMBLE_CALL = late_pattern(r"""(?m)^[ \t]*+requires\b[ \t:(]*+((?:"[^"\n]{1,999}"\s*+,?\s*+)++)""")
+
+
+def ansible_dependencies(file: File) -> Versions:
+    """The roles and collections of Ansible Galaxy, each an item with fields or its name alone."""
+    found = Versions()
+    for item in re.split(r"(?m)^[ \t]{0,99}-[ \t]", file.text())[1:]:
+        fields = dict(ANSIBLE_FIELD.findall(item)[::-1])
+        alone = re.match(r"[\w.-]+(?=[ \t\r]*(?:#|\n|\Z))", item)
+        if name := fields.get("name") or fields.get("src") or (alone[0] if alone else ""):
+            found.setdefault(name.strip(), fields.get("version", "").strip())
+    return found
+
+
+ANSIBLE_FIELD = late_pattern(r"(?m)^[ \t]*+(name|src|version):[ \t]*+[\"']?([^\"'#\n]++)")
+
+
 def written(pattern: str) -> Callable[[File], Versions]:
     """Reads what a pattern finds: the name, and the version or nothing."""
     compiled = late_pattern(pattern)
@@ -122,5 +169,15 @@ BY_NAME = {
     "project.clj": written(r'\[([\w./-]{1,99})\s{1,9}"([^"\n]{1,99})"'),
     "deps.edn": written(r'(?<![\w./-])([\w./-]{1,99}+)\s{1,9}\{:mvn/version\s{1,9}"([^"\n]{1,99})"'),
     "versions.tf": terraform_dependencies,
+    "rebar.config": rebar_dependencies,
+    "MODULE.bazel": written(
+        r'(?m)^[ \t]{0,99}bazel_dep\(\s{0,99}name\s{0,9}=\s{0,9}"([^"\n]{1,99})"'
+        r'(?:\s{0,9},\s{0,99}version\s{0,9}=\s{0,9}"([^"\n]{1,99})")?'
+    ),
+    "flake.nix": written(
+        r"(?<!#)(?<!# )(?<![\w.-])(?:inputs\.)?+([\w-]{1,99}+)"
+        r'(?:\.url|\s{0,9}=\s{0,9}\{\s{0,99}url)\s{0,9}=\s{0,9}"([^"\n]{1,299})"'
+    ),
+    **dict.fromkeys([f"{folder}requirements.yml" for folder in ("", "roles/", "collections/")], ansible_dependencies),
 }  # fmt: skip
-BY_ENDING = {".cabal": cabal_dependencies, ".opam": opam_dependencies}
+BY_ENDING = {".cabal": cabal_dependencies, ".opam": opam_dependencies, ".nimble": nimble_dependencies}

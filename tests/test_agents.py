@@ -1122,6 +1122,13 @@ def test_lost_is_said_where_nothing_can_be_known(make_service: Callable[..., Ser
     assert "Traceback" not in service.log
 
 
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_stands_in_the_place_of_a_keepers_note_is_read_as_none(tmp_path: Path, name: str) -> None:
+    UNUSABLE[name](tmp_path / keeper.KeeperProgram.PID)
+    assert keeper.noted_pid(tmp_path) is None
+    assert keeper.is_kept(tmp_path) == (name in ("a link", "a folder")), "what cannot be known is waited for"
+
+
 @pytest.mark.parametrize("codes", [[0], [3, -9], [0, 1, 2]])
 def test_a_keeper_tells_of_an_end_before_the_disk_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]

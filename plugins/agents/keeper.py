@@ -47,7 +47,7 @@ from cco_sidecar import (
     one_line,
     redact,
 )
-from cco_sidecar_plugins._files import NO_JSON
+from cco_sidecar_plugins._files import NO_JSON, content_of
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents import _keeper_program
 from cco_sidecar_plugins.agents._evidence import fact
@@ -324,7 +324,8 @@ def is_kept(folder: Path) -> bool:
     lives. Blocks.
     """
     try:
-        file = os.open(folder / KeeperProgram.PID, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
+        flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # the agent itself can write there
+        file = os.open(folder / KeeperProgram.PID, os.O_RDWR | flags)
     except FileNotFoundError:
         return False
     except OSError:  # too many files are open, or the like: nobody knows
@@ -339,9 +340,11 @@ def is_kept(folder: Path) -> bool:
 
 
 def noted_pid(folder: Path) -> int | None:
-    """The first process of an agent by its keeper's note, which comes before the ledger's. Blocks."""
-    with contextlib.suppress(OSError, ValueError):
-        return int((folder / KeeperProgram.PID).read_text())
+    """The first process of an agent by its keeper's note, which comes before the ledger's; None where it is not there
+    or is no note: the agent itself can write there. Blocks.
+    """
+    with contextlib.suppress(ValueError):
+        return int(content_of(folder / KeeperProgram.PID, 20))
     return None
 
 

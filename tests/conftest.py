@@ -313,7 +313,7 @@ class Service:
             self.process = subprocess.Popen(
                 self.command, stdout=output, stderr=output, cwd=self.root, env=clean_environment(**self.env)
             )
-        until(self._announced)
+        until(self._announced, 120)  # without bytecode it is compiled first
         return self
 
     def _announced(self) -> bool:

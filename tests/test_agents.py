@@ -1367,7 +1367,7 @@ def part_class(base):
         looks = 0
 
         async def members(self, running):
-            running.grace = 0.5
+            running.grace = 1.5
             self.looks += 1
             if self.looks % 2 == 0:
                 await asyncio.sleep(1)

@@ -125,9 +125,17 @@ def test_broken_certificates_are_logged_and_the_old_one_goes_on(secure: Callable
     make_pair(tmp_path, "one")
     service = secure()
     good_key = (tmp_path / "key.pem").read_bytes()
+    (tmp_path / "locked").mkdir()
+    make_pair(tmp_path / "locked", "locked", password=b"a password that nobody types")
+
+    def lock() -> None:
+        """The key first: a look in between has nothing new to say, and what was said is not repeated for a minute."""
+        for name in ("key.pem", "cert.pem"):
+            write(tmp_path / name, (tmp_path / "locked" / name).read_bytes())
+
     for number, spoil in enumerate([
         lambda: write(tmp_path / "cert.pem", b"not a certificate"),
-        lambda: make_pair(tmp_path, "locked", password=b"a password that nobody types"),
+        lock,
         lambda: write(tmp_path / "key.pem", good_key),  # of another certificate
         lambda: (tmp_path / "key.pem").unlink(),
     ], 1):  # fmt: skip

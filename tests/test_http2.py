@@ -560,7 +560,7 @@ def test_slow_first_bytes_are_waited_for(server, message, cut):
 
 
 def test_who_stops_within_the_preface_is_left_to_http_1(start):
-    server = start(limits=http2.Limits(handshake=0.1))
+    server = start(limits=http2.Limits(handshake=1.0))
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock:
         sock.sendall(b"P")
         wait_for(lambda: server.statistics()["greeting"] == 1)

@@ -2345,11 +2345,10 @@ class ResultFiles:
             issues = {os.path.dirname(path) for path in latest}
             projects = {os.path.dirname(issue) for issue in issues}
             for folder in (self._folder, self._new, *projects, *issues):
-                try:
-                    os.mkdir(folder, 0o700)  # makedirs would go by the umask
-                except FileExistsError:
-                    if not stat.S_ISDIR(os.lstat(folder).st_mode):  # a link could lead out of the storage
-                        raise
+                with suppress(FileNotFoundError):
+                    if stat.S_ISDIR(os.lstat(folder).st_mode):
+                        continue
+                os.mkdir(folder, 0o700)  # makedirs would go by the umask; it refuses a link, which could lead out
             for path, row in latest.items():
                 if os.path.isdir(path):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -1079,11 +1079,12 @@ class Handler(tornado.web.RequestHandler):
     _accounted = False
 
     def initialize(self) -> None:
-        del self.ui  # template helpers: half a kilobyte of a parked poll
+        del self.ui  # half a kilobyte of a parked poll
         self.request_id = f"req-{random.getrandbits(128):032x}"
         self.claims = NOBODY
         self.allowance: Mapping[str, str] = {}  # headers
         self.hang_up = HangUp()
+        self.began = time.monotonic()
         self.upload = bytearray()
         self.sidecar.open_requests += 1
 
@@ -1118,7 +1119,7 @@ class Handler(tornado.web.RequestHandler):
             await asyncio.wait({written}, timeout=self.STALL_SECONDS)
         if not written.done() or written.cancelled() or written.exception():
             self.close()
-            raise tornado.iostream.StreamClosedError  # the future's own would keep the answer in a cycle
+            raise tornado.iostream.StreamClosedError  # the future's own keeps the answer in a cycle
 
     def close(self) -> None:
         """Give up the answer, and with HTTP/1.1 the connection."""
@@ -1165,7 +1166,7 @@ class Handler(tornado.web.RequestHandler):
         if self._accounted:
             return
         self._accounted = True
-        status, seconds = status or self.get_status(), max(0.0, self.request.request_time() - self.parked)
+        status, seconds = status or self.get_status(), time.monotonic() - self.began - self.parked
         self.sidecar.open_requests -= 1
         self.sidecar.metrics.record(seconds, failed=status >= 400 and status != 499)
         self.finished(status, seconds)
@@ -1212,7 +1213,7 @@ class Endpoint(Handler):
             if self.max_body < length < math.inf:
                 raise too_large(self.max_body)
             if not self.public:
-                # Popped, so that a parked poll keeps no token in memory.
+                # Popped: a parked poll keeps no token.
                 self.claims = sidecar.tokens.verify(request.headers.pop("Authorization", None))
                 if not self.aside:
                     self.allowance = sidecar.limits.spend(self.claims)
@@ -1886,7 +1887,7 @@ class Storage:
         self._sweeper.cancel()
         self._queue.put(None)
         self._thread.join(5)
-        if not self._thread.is_alive():  # else it commits what it is at, and the end of the program closes them
+        if not self._thread.is_alive():  # else it commits, and the end of the program closes them
             self.read.close()
             self._writer.close()
 
@@ -1898,7 +1899,7 @@ class Storage:
                 batch.append(self._queue.get())
             if writes := [write for write in batch if write is not None]:
                 outcomes, events = self.commit(self._writer, [job for job, _ in writes])
-                with suppress(RuntimeError):  # the loop is gone: nobody is left to be told
+                with suppress(RuntimeError):  # the loop is gone
                     self._loop.call_soon_threadsafe(self._answer, writes, outcomes, events)
             if len(writes) < len(batch):
                 return
@@ -1930,7 +1931,7 @@ class Storage:
         for event, seq in events:
             try:
                 self.observer(event, seq)
-            except Exception as error:  # a boundary: the observer's fault must not leave others unanswered
+            except Exception as error:  # a boundary: the others are to be answered
                 log.error("storage: after a commit", exc_info=error)
         for (_, future), outcome in zip(writes, outcomes, strict=True):
             if not future.done():
@@ -2503,7 +2504,7 @@ class EventBus:
             if hang_up.happened:
                 raise asyncio.CancelledError
             after = found.scanned
-            del found  # thousands are parked below: each holds as little as possible
+            del found  # thousands are parked below
             seq = await self.park(channel, (claims.sub, filter, after), left, hang_up)
             parked = time.monotonic() - began
             after = max(after, (seq or 0) - 1)  # nothing between matches: the first that does wakes
@@ -3662,7 +3663,8 @@ class Launcher:
     def _prepare(self, launch: AgentLaunch, files: dict[str, bytes]) -> AgentCommand:
         """The command, with the fields of ``launch`` for its placeholders. Blocks."""
         folder = Path(launch.agent_folder)
-        folder.mkdir(mode=0o700, parents=True)
+        for made in (folder.parent, folder):  # the storage itself may have been moved
+            made.mkdir(mode=0o700, exist_ok=True)
         for name, content in files.items():
             write_file(folder / name, content)
         found = self.hooks.first("agent_command", launch=launch, settings=self.settings) or launch.configured

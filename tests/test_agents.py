@@ -418,6 +418,23 @@ def test_the_command_is_never_read_by_a_shell(service: Service, architect: Clien
     assert not list(service.root.rglob("pwned"))
 
 
+def test_a_storage_that_was_moved_away_is_not_begun_anew_by_a_spawn(make_service: Callable[..., Service]) -> None:
+    service = make_service(*COMMAND)
+    architect, away = service.client(), service.storage.with_name("away")
+    stored = architect.store(issue="issue-1")
+    service.storage.rename(away)
+    body = {"agent_type": "python-specialist", "issue_id": "issue-1", "task": "succeed"}
+    refused = [architect.post("/api/agents/spawn", body), architect.post("/api/results", body_of("issue-1"))]
+    assert [answer.status_code for answer in refused] == [500, 500]
+    assert not service.storage.exists()
+    away.rename(service.storage)
+    (service.storage / "agents").rmdir()  # as cleaners of empty folders do
+    agent = until(lambda: architect.post("/api/agents/spawn", body).json().get("agent_id"))
+    until(lambda: architect.get(f"/api/agents/{agent}/status").json()["state"] == "completed")
+    output, *_ = architect.get("/api/context/issue-1/qa-engineer").json()["context"]["previous_agent_outputs"]
+    assert output["result_id"] == stored["id"]
+
+
 # -- no command
 
 

@@ -660,14 +660,21 @@ time.time = lambda: original() + ({seconds} if FAULT.exists() else 0)
     service = faulty(make_service, tmp_path, code)
     client = service.client(exp=int(time.time()) + 80_000)
     client.publish("noted", ttl_seconds=86_400)
-    (tmp_path / "fault").touch()
+    with ThreadPoolExecutor() as pool:
+        poll = pool.submit(service.client(exp=int(time.time()) + 80_000).wait, "awaited")
+        until(lambda: client.get("/status").json()["events"]["active_subscriptions"] == 1)
+        (tmp_path / "fault").touch()
+        client.publish("awaited")
+        assert len(poll.result()["events"]) == 1
+    performance = client.get("/status").json()["performance"]
+    assert 0 <= performance["avg_response_time_ms"] <= performance["p99_response_time_ms"] < 36_000_000
     status, health = healthy(service)
     assert status == 200 and 0 <= health["uptime_seconds"] < 36_000
     client.publish("noted", ttl_seconds=86_400)
     client.store()
     assert client.get("/status").json()["events"]["avg_delivery_time_ms"] >= 0
     found = client.wait(timeout=0)["events"]
-    assert [event["event_type"] for event in found] == ["noted", "noted", "agent_completed"]
+    assert [event["event_type"] for event in found] == ["noted", "awaited", "noted", "agent_completed"]
 
 
 @pytest.mark.parametrize("call", ["pread(number, *a)", "lstat(path, *a)", "path.samestat(*a)"])

@@ -206,9 +206,8 @@ class LimitedStorage(GatheringStorage):
         if self._measured > 0 and not await self._has(self.COPIES * SMALL):
             raise StorageError(self._why_full())
         await super().probe()
-        await self.write(
-            self._try_growth
-        )  # after the commit, which may have filled the disk: it copies the log at times
+        # After the commit, which may have filled the disk: it copies the log at times.
+        await self.write(self._try_growth)
 
     def _try_growth(self, records: Records) -> None:
         """A job: whether a file takes what a small result takes, and one as long as the log can grow by it (a process

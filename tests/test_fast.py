@@ -641,6 +641,32 @@ def test_an_answer_to_a_tls_connection_that_has_just_ended_is_not_taken(
         wait_for(lambda: not server.world.waiting)
 
 
+def test_each_answer_says_its_own_behind_what_the_last_one_said(
+    make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "options", ())  # those that the whole suite is run with may choose one server
+    context, limited, free = "/api/context/heads/python-specialist", "python-specialist", "chief-architect"
+    asked = [
+        (limited, context, {}), (limited, context, {"If-None-Match": "*"}), (free, context, {"If-None-Match": "*"}),
+        (free, context, {}), (limited, context, {}), (free, "/status?unknown=1", {}), (limited, "/status", {}),
+        (free, "/status", {}), (limited, "/status?unknown=1&other=2", {}), (limited, "/status?unknown=1&other=2", {}),
+        (free, context, {"Connection": "close"}), (free, "/status", {"X-Request-ID": "theirs"}), (free, "/none", {}),
+    ]  # fmt: skip
+    own = ("date", "x-request-id", "x-ratelimit-reset", "x-ratelimit-remaining", "content-length", "etag")
+    found = []
+    for options in ((), ("--no-fast",)):
+        service = make_service(*options)
+        clients = {kind: service.client(kind) for kind in (limited, free)}
+        heads = [clients[kind].get(path, headers=headers).headers for kind, path, headers in asked]
+        assert len({head["X-Request-ID"] for head in heads}) == len(asked)
+        assert ["X-RateLimit-Remaining" in head for head in heads] == [kind == limited for kind, *_ in asked]
+        found.append([sorted(item for item in head.lower_items() if item[0] not in own) for head in heads])
+        assert service.stop() == 0
+    fast, tornado = found
+    assert fast == tornado
+    assert [dict(head).get("x-ignored") for head in fast[5:10]] == ["unknown", None, None, *["other, unknown"] * 2]
+
+
 def test_the_banner_and_the_status_say_which_server_runs(
     make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,9 @@ class Fields(HTTPHeaders):
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
+    def __eq__(self, other: object) -> bool:
+        return self._values == other._values if isinstance(other, Fields) else super().__eq__(other)
+
     def copy(self) -> Fields:
         other = Fields()
         other._values = self._values.copy()

@@ -50,7 +50,7 @@ class Http1Exchange(Exchange):
         headers: httputil.HTTPHeaders,
         chunk: bytes | None = None,
     ) -> asyncio.Future[None]:
-        """The answer's head and, often, its only bytes. Raises ValueError as ``head_of`` does."""
+        """The answer's head and, often, its only bytes. Raises ValueError as ``head_lines`` does."""
         assert isinstance(start_line, httputil.ResponseStartLine)
         code = start_line.code
         self.promise(code, headers)
@@ -65,17 +65,17 @@ class Http1Exchange(Exchange):
             headers["Connection"] = "Keep-Alive"
         elif self.version_1_1 and not self.keep:
             headers["Connection"] = "close"
-        lines = [f"{name}: {value}" for name, value in headers.get_all()]
-        return self._send(head_of(code, start_line.reason, lines) + (self._framed(chunk) if chunk else b""))
+        fields = [f"{name}: {value}" for name, value in headers.get_all()]
+        head = head_lines([f"HTTP/1.1 {code} {start_line.reason}", *fields]) + b"\r\n"
+        return self._send(head + (self._framed(chunk) if chunk else b""))
 
     def is_plain(self, headers: httputil.HTTPHeaders) -> bool:
         """Whether the head of an answer needs no field about the connection, and its body no frame."""
         return self.keep and self.version_1_1 and self.method != "HEAD" and "Connection" not in headers
 
-    def write_whole(self, code: int, reason: str, lines: list[str], content: bytes) -> asyncio.Future[None]:
+    def write_whole(self, head: bytes, content: bytes) -> asyncio.Future[None]:
         """An answer that is plain, and whose fields say how long it is."""
         self.head_written, self.unwritten = True, 0
-        head = head_of(code, reason, lines)
         return self._send(head, content) if len(content) > self.COPIED else self._send(head + content)
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
@@ -117,9 +117,9 @@ class Http1Exchange(Exchange):
         self.connection.loop.call_soon(self.tell_gone)
 
 
-def head_of(code: int, reason: str, lines: list[str]) -> bytes:
-    """An answer's head. Raises ValueError for a field that would break out of its line."""
-    text = "\r\n".join([f"HTTP/1.1 {code} {reason}", *lines])
-    if text.count("\r") + text.count("\n") != 2 * len(lines):
+def head_lines(texts: list[str]) -> bytes:
+    """Lines of a head. Raises ValueError for a field that would break out of its own."""
+    text = "\r\n".join([*texts, ""])
+    if text.count("\r") + text.count("\n") != 2 * len(texts):
         raise ValueError("Illegal characters (CR or LF) in a header")
-    return text.encode("latin-1") + b"\r\n\r\n"
+    return text.encode("latin-1")

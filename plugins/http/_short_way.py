@@ -8,14 +8,14 @@ import asyncio
 import functools
 import logging
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from tornado import httputil
 
 from cco_sidecar import Application, Endpoint
 from cco_sidecar_plugins._program import LogLines
-from cco_sidecar_plugins.http._framing import Fields
-from cco_sidecar_plugins.http._http1_exchange import Http1Exchange
+from cco_sidecar_plugins.http._framing import Fields, usual
+from cco_sidecar_plugins.http._http1_exchange import Http1Exchange, head_lines
 
 LOG = logging.getLogger("cco")
 
@@ -24,6 +24,10 @@ class ShortAnswer(Endpoint):
     """Sends an answer that is whole at once."""
 
     ui: Any
+    alike: ClassVar[Alike]
+
+    def __init_subclass__(cls) -> None:
+        cls.alike = Alike()
 
     def __init__(self, application: Application, request: httputil.HTTPServerRequest) -> None:
         """What Tornado's does, without the helpers of templates."""
@@ -71,16 +75,31 @@ class ShortAnswer(Endpoint):
             self._write_buffer += [content] if content else []
             return self.flush(include_footers=True)
         self._headers_written = True
-        common = self.common_headers()
-        names = as_tornado_writes(*common)
-        lines = [f"{name}: {value}" for name, value in headers.get_all() if name not in names]
-        lines += [f"{name}: {value}" for name, value in zip(names, common.values(), strict=True)]
-        return connection.write_whole(self.get_status(), self._reason, lines, content)
+        common = {**self.common_headers()}
+        own = {usual(name): common.pop(name) for name in ("X-Request-ID", *self.allowance) if name in common}
+        for name in [name for name in headers if name in own]:  # ours count, as where Tornado writes the head
+            del headers[name]
+        head = self.alike.lines(self.get_status(), self._reason, headers, common)
+        head += head_lines([f"{name}: {value}" for name, value in own.items()]) + b"\r\n"
+        return connection.write_whole(head, content)
 
 
-@functools.lru_cache(100)
-def as_tornado_writes(*names: str) -> tuple[str, ...]:
-    return tuple(map(str.title, names))
+class Alike:
+    """What an endpoint's answers have in common is written once for those that follow each other."""
+
+    _facts: Any = None
+    _lines = b""
+
+    def lines(self, code: int, reason: str, fields: httputil.HTTPHeaders, common: dict[str, str]) -> bytes:
+        """The first lines of a head with ``fields``, some of which ``common`` replaces."""
+        if self._facts != (code, reason, fields, common):
+            whole = fields.copy()
+            for name, value in common.items():
+                whole[name] = value
+            said = [f"{name}: {value}" for name, value in whole.get_all()]
+            self._lines = head_lines([f"HTTP/1.1 {code} {reason}", *said])
+            self._facts = code, reason, fields.copy(), common
+        return self._lines
 
 
 class ShortRequest(httputil.HTTPServerRequest):

@@ -138,6 +138,7 @@ class ReadyEndpoint(ShortAnswer):
 
     def __init_subclass__(cls) -> None:
         """What somebody else's plugin changes of an endpoint may need a task."""
+        super().__init_subclass__()
         ours = all(kind.__module__.partition(".")[0] in cls.OURS for kind in cls.__mro__)
         cls.in_place = ours and issubclass(cls, (cco_sidecar.GetHealth, GetContext))
 

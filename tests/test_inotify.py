@@ -51,6 +51,29 @@ def proven(index: Any) -> ProjectState:
     return found
 
 
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
+def test_what_lies_in_a_folder_whose_rights_change_is_looked_at_and_what_lies_elsewhere_is_not_read_again(
+    readers: tuple[Any, Any], repository: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    index, own = readers
+    folder, looked, look = repository / "src", list[str](), project_index.fingerprint
+    monkeypatch.setattr(project_index, "fingerprint", lambda path: looked.append(path) or look(path))
+    try:
+        for rights in (mode, 0o755):
+            proven(index)
+            looked.clear()
+            folder.chmod(rights)
+            until(lambda: now(index) and str(folder / "main.py") in looked)
+            assert facts(now(index)) == facts(own.look())
+        proven(index)
+        looked.clear()
+        write(repository / "docs/guide.md", "An edit\n")
+        until(lambda: now(index) and str(repository / "docs/guide.md") in looked)
+        assert str(folder / "main.py") not in looked
+    finally:
+        folder.chmod(0o755)
+
+
 def test_requests_of_one_turn_share_a_proof_and_those_of_the_next_one_do_not(
     readers: tuple[Any, Any], repository: Path
 ) -> None:

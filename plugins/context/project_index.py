@@ -144,6 +144,13 @@ def is_folder(facts: Fingerprint | None) -> bool:
     return facts is not None and stat.S_ISDIR(facts[4])
 
 
+def may_be_closed(before: Fingerprint | None, now: Fingerprint | None) -> bool:
+    """Whether a folder has other rights: those of others change its ctime alone."""
+    if before is None or now is None or not (is_folder(before) and is_folder(now)):
+        return False
+    return before[4] != now[4] or (before[0] == now[0] and before[1] != now[1])
+
+
 def total_of(proof: Proof, before: Proof, total: int) -> int:
     """The sum of the hashes of what ``proof`` holds, out of ``total``, which is that of ``before``."""
     for path, facts in proof.items():
@@ -359,6 +366,9 @@ class ProjectIndex(GitProject):
         fresh = {path: fingerprint(path) for path in suspects}
         fresh |= other_links(fresh, proof)
         changed = [path for path, facts in fresh.items() if proof[path] != facts or path in self._young]
+        if told and any(may_be_closed(proof[path], fresh[path]) for path in changed):  # no event names what is below
+            told, fresh = False, {path: fingerprint(path) for path in proof}
+            changed = [path for path, facts in fresh.items() if proof[path] != facts]
         if before is None or changed or not before.settled:
             self._state = before = self._read(proof | fresh, changed, now, told)
             self._changed()

@@ -43,7 +43,7 @@ from agent_harness import (
 )  # fmt: skip
 from conftest import PROJECT, Client, Service, body_of, git_alone, plugin, serving, until
 
-from cco_sidecar import Running, iso
+from cco_sidecar import Running, iso, json_size
 
 __all__ = ["nothing_left"]
 keeper = plugin("keeper")
@@ -330,6 +330,8 @@ def test_the_context_file_holds_what_was_required(
     assert set(context["context"]) == sections
     assert (context["issue_id"], context["agent_type"]) == (issue, "python-specialist")
     assert context["file_count"] == len(context["context"].get("relevant_files", []))
+    size = json_size(context["context"])
+    assert (context["total_size_bytes"], context["estimated_tokens"]) == (size, -(-size // 4))
     state(architect, spawned["agent_id"])
 
 

@@ -1105,7 +1105,8 @@ def test_since_gives_only_the_files_that_changed_and_names_those_that_went(make_
         ["tests/test_main.py"],
         number - 2,
     )
-    assert body["file_count"] == 2 and body["total_size_bytes"] == len(cco_sidecar.msgspec.json.encode(body["context"]))
+    size = len(cco_sidecar.msgspec.json.encode(body["context"]))
+    assert (body["file_count"], body["total_size_bytes"], body["estimated_tokens"]) == (2, size, -(-size // 4))
     assert body["context"]["project_structure"] != full.json()["context"]["project_structure"]
     write(root / "src/new.py", "newer\n")
     second = since(client, first.headers["ETag"].strip('"')).json()

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from cco_sidecar import ApiError, Launcher, Running, hookimpl, json_size
+from cco_sidecar import ApiError, Launcher, Running, hookimpl
+from cco_sidecar_plugins.context._sections import measured
 
 ALIASES = {
     "previous_decisions": "previous_agent_outputs", "previous_results": "previous_agent_outputs",
@@ -42,6 +43,5 @@ def required(content: bytes, names: list[str]) -> bytes:
             path, known = f"context_requirements[{position}]", ", ".join(sorted({*sections, *ALIASES}))
             problem = f"{name[:128]!r} is not a context section - at `$.{path}`; known are {known}"
             raise ApiError("REQ_001", problem, details={"path": path})
-    context["context"] = sections = {name: value for name, value in sections.items() if name in wanted}
-    context |= {"total_size_bytes": json_size(sections), "file_count": len(sections.get("relevant_files", []))}
-    return msgspec.json.encode(context)
+    context["context"] = {name: value for name, value in sections.items() if name in wanted}
+    return msgspec.json.encode(measured(context))

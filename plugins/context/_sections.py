@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from cco_sidecar import GitContext
+from cco_sidecar import BYTES_PER_TOKEN, GitContext, json_size
 
 
 class ProjectStructure(Struct):
@@ -46,3 +46,10 @@ SECTION_TYPES: dict[str, Any] = {  # the reference's, in its order
     "previous_agent_outputs": list[dict[str, Any]],
     "metadata": dict[str, Any],
 }
+
+
+def measured(context: dict[str, Any]) -> dict[str, Any]:
+    """A context of which parts were taken away, with the figures of what is left."""
+    sections, size = context["context"], json_size(context["context"])
+    counts = {"total_size_bytes": size, "estimated_tokens": -(-size // BYTES_PER_TOKEN)}
+    return context | counts | {"file_count": len(sections.get("relevant_files", []))}

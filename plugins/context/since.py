@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from cco_sidecar import ContextQuery, Contexts, Endpoint, GetContext, hookimpl
+from cco_sidecar_plugins.context._sections import measured
 
 Given = dict[str, str]  # path and checksum of each relevant file of an answer
 
@@ -120,10 +121,9 @@ def changes(content: bytes, asked: str, before: Given | bytes | None) -> bytes:
     answer["context"]["relevant_files"] = changed
     unchanged = [file for file in files if known.get(file["path"]) == file["checksum"]]
     answer["context"]["metadata"]["redactions"] -= sum(file.get("redactions", 0) for file in unchanged)
-    answer |= {"file_count": len(changed), "total_size_bytes": len(msgspec.json.encode(answer["context"]))}
     answer |= {"since": None if before is None else f'W/"{asked}"', "unchanged_files": len(files) - len(changed)}
     answer |= {"removed_files": sorted(known.keys() - {file["path"] for file in files})}
-    return msgspec.json.encode(answer)
+    return msgspec.json.encode(measured(answer))
 
 
 def bare(etag: str) -> str:

@@ -269,6 +269,31 @@ def test_all_programs_are_connected_and_everything_is_as_before(desk: Desk) -> N
     assert desk.files() == before and "No program is connected" in desk.cco("disconnect")
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_what_was_written_goes_also_where_the_storage_is_lost_and_files_that_are_empty_then(
+    desk: Desk, named: bool
+) -> None:
+    (desk.root / ".qwen").mkdir()
+    (desk.root / ".qwen/settings.json").write_text("{}")
+    before = desk.files()
+    programs = ("claude", "codex", "gemini", "opencode", "copilot", "cursor")
+    for program in programs:
+        desk.cco("connect", program, "--write")
+    shutil.rmtree(desk.home.parent / "state")
+    told = "".join(desk.cco("disconnect", *words) for words in ([[each] for each in programs] if named else [[]]))
+    assert [f"{program}: " in told for program in programs] == [True] * len(programs)
+    assert desk.files() == before and "No program is connected" in desk.cco("disconnect")
+
+
+@pytest.mark.parametrize(
+    ("text", "empty"), [('{"hooks": {"Stop": []}, "mcpServers": {}}', True), ('{"$schema": "x", "mcp": {}}', True),
+        ("{\n}\n", True), ('{"a": 0}', False), ('{"a": false}', False), ('{"a": ""}', False), ("{} // mine", False),
+        ('{"a": [[1]]}', False)],
+)  # fmt: skip
+def test_a_file_of_empty_containers_says_nothing(text: str, empty: bool) -> None:
+    assert connect._edits.says_nothing("settings.json", text) is empty
+
+
 def shown_of(desk: Desk, program: str) -> str:
     desk.cco("disconnect", program)
     shown = desk.cco("connect", program)

@@ -45,6 +45,23 @@ def take(name: str, text: str, additions: list[Addition], pieces: list[str]) -> 
     return None
 
 
+def says_nothing(name: str, text: str) -> bool:
+    """Whether a settings file has only empty containers, and no comment. Raises NotEditable."""
+    if name.endswith(".toml"):
+        return not text.strip()
+    try:
+        value = json.loads(text)
+    except ValueError:  # such as one with comments, which say something
+        return False
+    return is_empty({**value, "$schema": {}})
+
+
+def is_empty(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(is_empty, value.values()))
+    return isinstance(value, list) and all(map(is_empty, value))
+
+
 # -- JSON
 
 

@@ -351,6 +351,8 @@ def disconnecting(settings: Settings, notes: list[Written], additions: list[tupl
             note = known.get(name) or Written(name, unnoted)
             gone = note.made is not None and text == note.made
             after = None if gone else _edits.take(name, text, note.as_additions(), note.pieces)
+            if name not in known and after not in (None, text) and _edits.says_nothing(name, after):
+                after = after if is_tracked(settings, name) else None  # it is ours: nobody else wrote into it
             changes.append(Change(name, path, text, after))
         except NotEditable as error:
             raise StartError(f"{name} cannot be edited: {error}; nothing was written") from None
@@ -375,9 +377,15 @@ def exclude_line(settings: Settings, name: str) -> str:
     prefix = git_prefix(settings.root) if name[0] != "~" and shutil.which("git") else None
     if prefix is None or run_git(settings.root, "check-ignore", "-q", "--", name) is not None:
         return ""
-    if run_git(settings.root, "ls-files", "--", name):
-        return ""
-    return "/" + re.sub(r"([\\*?\[\]#! ])", r"\\\1", prefix + name)
+    return "" if is_tracked(settings, name) else line_of(prefix + name)
+
+
+def line_of(path: str) -> str:
+    return "/" + re.sub(r"([\\*?\[\]#! ])", r"\\\1", path)
+
+
+def is_tracked(settings: Settings, name: str) -> bool:
+    return name[0] != "~" and bool(run_git(settings.root, "ls-files", "--", name))
 
 
 def apply(settings: Settings, changes: list[Change]) -> None:
@@ -480,8 +488,7 @@ def shown(settings: Settings, changes: list[Change], patches: bool) -> Iterator[
     for change in changes:
         if change.after == change.before:
             continue
-        name, listed = str(change.path), ("ls-files", "--", change.name)
-        known = change.name[0] != "~" and bool(run_git(settings.root, *listed))
+        name, known = str(change.path), is_tracked(settings, change.name)
         before, after = (text.splitlines(True) if text else [] for text in (change.before, change.after))
         for line in difflib.unified_diff(before, after, name, name, n=0) if patches else ():
             yield harmless(line.rstrip("\r\n")) + "\n"
@@ -501,7 +508,8 @@ def command_disconnect(options: argparse.Namespace) -> int:
 def disconnect(options: argparse.Namespace, settings: Settings) -> int:
     notes, trees, removed = Notes(settings.storage), work_trees(settings.root), Notes.of_removed_trees(settings)
     known = dict.fromkeys(name for each in (notes, *removed) for name in each.by_program)
-    programs = [checked_program(options.program)] if options.program else list(known)
+    every = [*known, *(name for name in PROGRAMS if name not in known and is_unnoted(name, settings, trees))]
+    programs = [checked_program(options.program)] if options.program else every
     problems, code = [], GOOD
     for program in programs:
         try:
@@ -516,6 +524,15 @@ def disconnect(options: argparse.Namespace, settings: Settings) -> int:
     return GOOD
 
 
+def is_unnoted(program: str, settings: Settings, trees: list[Path]) -> bool:
+    """Whether a program's settings say that it is connected, though no note does: as after a lost storage."""
+    shared = {row.name for _, row in Notes.of_other_trees(settings, trees, program)}
+    with contextlib.suppress(StartError):  # what cannot be read tells no program of us either
+        changes = disconnecting(settings, [], wanted(program, settings, trees))
+        return any(change.after != change.before and change.name not in shared for change in changes)
+    return False
+
+
 def disconnect_program(program: str, settings: Settings, notes: Notes, removed: list[Notes], trees: list[Path]) -> None:
     """What ``disconnect`` does of one program. Raises StartError and OSError."""
     excluded = {row.exclude for _, row in Notes.of_other_trees(settings, trees)}
@@ -527,9 +544,14 @@ def disconnect_program(program: str, settings: Settings, notes: Notes, removed: 
     changes = [change for change in changes if change.name not in users]
     real = [change for change in changes if change.after != change.before]
     apply(settings, changes)
-    lines = [row.exclude for row in [*old, *gone] if row.exclude and row.exclude not in excluded]
-    set_excluded(settings, [], lines)
-    for folder in [name for note in old for name in note.folders]:
+    names, prefix = {row.name for row in noted}, git_prefix(settings.root) or ""
+    unnoted = [change for change in real if change.name not in names and change.name[0] != "~" and not change.after]
+    lines = [*(row.exclude for row in [*old, *gone]), *(line_of(prefix + change.name) for change in unnoted)]
+    set_excluded(settings, [], [line for line in lines if line and line not in excluded])
+    folders = [name for note in old for name in note.folders]
+    root = Path(os.path.realpath(settings.root))
+    above = {str(folder) for change in unnoted for folder in change.path.parents if root in folder.parents}
+    for folder in [*folders, *sorted(above, key=len, reverse=True)]:
         with contextlib.suppress(OSError):  # something else is in it, or it is gone
             os.rmdir(folder)
     for each in (notes, *removed):

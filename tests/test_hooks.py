@@ -798,7 +798,8 @@ def test_the_example_of_each_hook_does_what_it_says(
     assert (plugin["hooks"], plugin["failures"], plugin["problem"]) == (sorted(EXERCISED), 0, None)
     assert run("greet", "--plugins", str(plugins), cwd=repository).stdout == "hello\n"
     assert service.stop() == 0 and "stopped" in service.log and "plugin examples" not in service.log
-    assert Path(f"{service.storage}.bak").is_dir()
+    assert f"the state lies in {service.storage}" in service.log
+    assert list(service.storage.parent.rglob("jwt.secret")) == [service.storage / "jwt.secret"]
 
 
 # -- what a bad plugin cannot do

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -153,10 +152,10 @@ def shutdown(info: SidecarInfo) -> None:
 
 @hookimpl
 def part_class(settings: Settings, base: Any) -> type | None:
-    class Backed(base):  # type: ignore[misc]
+    class Told(base):  # type: ignore[misc]
         def start(self) -> None:
-            shutil.copytree(settings.storage, f"{settings.storage}.bak", dirs_exist_ok=True)
             super().start()
+            log.info("the state lies in %s", settings.storage)
 
     class Logged(base):  # type: ignore[misc]
         def start_request(self, server_conn: object, request_conn: Any) -> Any:
@@ -172,5 +171,5 @@ def part_class(settings: Settings, base: Any) -> type | None:
             self.set_header("X-Checksum", hashlib.sha256(content).hexdigest())
             await super().send(content)
 
-    own = {Storage: Backed, Server: Logged, Launcher: Welcoming, Endpoint: Signed}
+    own = {Storage: Told, Server: Logged, Launcher: Welcoming, Endpoint: Signed}
     return next((mine for part, mine in own.items() if issubclass(base, part)), None)

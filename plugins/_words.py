@@ -1,4 +1,4 @@
-"""What may have been meant by a word that is not known.
+"""What may have been meant by a word that is not known, and the plural of one that is.
 
 Of cco_sidecar: what does not say so counts as the repository's own where the plugins are copied into one.
 """
@@ -27,6 +27,13 @@ def nearest(word: str, names: Iterable[str]) -> str:
     plain = {name.lstrip("-").lower(): name for name in names}
     word = word.lstrip("-").lower()
     same_letters = [name for name in plain if sorted(name) == sorted(word)]
-    close = same_letters or difflib.get_close_matches(word, plain, 1, 0.65)
+    close = same_letters or difflib.get_close_matches(word, plain, 1, 0.75)
+    alike = [name for name in plain if name[:1] == word[:1]]  # of a few letters three are often the same by chance
+    close = close or difflib.get_close_matches(word, alike, 1, 0.65)
     close = close or [name for name in plain if word and name.startswith(word)]
     return plain[close[0]] if close else ""
+
+
+def counted(number: int, what: str) -> str:
+    """For example "1 file", "2 files"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -130,6 +130,7 @@ def test_the_first_files_name_their_neighbours(client: Client, task: str, lines:
 
 def test_git_is_told(client: Client, repository: Path) -> None:
     (repository / "shop/web.py").write_text("def page():\n    return 1\n")
+    assert section(brief(client), "Git")[0] == "Branch `main`, 1 uncommitted change, 3 last commits."
     (repository / "new.py").write_text("")
     told = section(brief(client), "Git")
     assert told[0] == "Branch `main`, 2 uncommitted changes, 3 last commits."

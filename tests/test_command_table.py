@@ -217,6 +217,12 @@ def test_the_help_lists_what_people_type_in_one_order_and_every_argument_is_expl
     assert "cco: start: no such command, did you mean serve? (" in refusal(cco("start"))
     assert "cco: version: no such command, did you mean --version? (" in refusal(cco("version"))
     assert "cco: stop: no such command; the service stops on Ctrl-C" in refusal(cco("stop"))
+    assert "cco: restart: no such command; end the service by Ctrl-C" in refusal(cco("restart"))
+    assert "cco: upgrade: no such command; bring its folder up to date" in refusal(cco("upgrade"))
+    assert "cco: audit: no such command; audit.log in the storage" in refusal(cco("audit"))
+    assert "cco: tour: no such command, did you mean demo? (" in refusal(cco("tour"))
+    for far in ("wand", "gate", "cargo"):  # most of their letters are those of wait, get and agent
+        assert "did you mean" not in refusal(cco(far)), far
     assert "cco: pipeline: no such command, did you mean run? (" in refusal(cco("pipeline"))
     assert "cco: browse: no such command, did you mean dashboard? (" in refusal(cco("browse"))
     assert "cco: client: no such command; the plugin client adds agent, brief, " in refusal(cco("client"))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cco_sidecar import GOOD, language_of
+from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.commands._printing import cell, duration, print_fitted, show, tell, yaml_lines
 from cco_sidecar_plugins.context._withheld import is_secret
 
@@ -65,7 +66,9 @@ def context_text(context: dict[str, Any]) -> str:
     git, outputs = context["context"]["git_context"], context["context"]["previous_agent_outputs"]
     lines = [f"{context['issue_id']} for {context['agent_type']}: {sums_of(context)}"]
     lines += (
-        [f"git: branch {git['branch']}, {len(git['uncommitted_changes'])} uncommitted changes"] if git["branch"] else []
+        [f"git: branch {git['branch']}, {counted(len(git['uncommitted_changes']), 'uncommitted change')}"]
+        if git["branch"]
+        else []
     )
     lines += [f"commit {commit['hash'][:10]}: {first_line(commit['message'])}" for commit in git["recent_commits"][:5]]
     lines += [

@@ -403,10 +403,16 @@ class Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
         return sorted(name for name in names if (row := self.choices[name].row) is None or row.section)
 
 
+UPGRADE = "; bring its folder up to date, pip install . there, end the service and start it again"
 OTHER_WORDS = {  # how other programs call what we have
     "start": ", did you mean serve?",
     "stop": "; the service stops on Ctrl-C, or on SIGTERM to its pid, which cco doctor tells",
     "shutdown": "; the service stops on Ctrl-C, or on SIGTERM to its pid, which cco doctor tells",
+    "restart": "; end the service by Ctrl-C, or by SIGTERM to its pid, which cco doctor tells, and start it again",
+    "upgrade": UPGRADE,
+    "update": UPGRADE,
+    "audit": "; audit.log in the storage, which cco doctor tells, says who did what",
+    "tour": ", did you mean demo?",
     "version": ", did you mean --version?",
     "up": ", did you mean serve?",
     "init": "; nothing is to be set up: cco serves the repository around it, and cco doctor checks what it needs",

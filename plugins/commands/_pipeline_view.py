@@ -15,6 +15,7 @@ from typing import Any
 
 from cco_sidecar import StartError, iso
 from cco_sidecar_plugins._terminal import plain
+from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.commands._printing import cut, duration, print_table, reader_poll
 
 
@@ -140,10 +141,6 @@ def ended_line(facts: dict[str, Any]) -> Iterable[str]:
         yield "  it stored no result: the service made this one of its last lines and of git's difference"
     for item in facts["next_agents"]:
         yield f"  next: {item['agent_type']} ({item['priority']}), {item['reason']}"
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 LINES: dict[str, Callable[[dict[str, Any]], Iterable[str]]] = {  # event: its lines

@@ -20,6 +20,7 @@ from typing import Any
 import cco_sidecar
 from cco_sidecar import GOOD, REFUSED, StartError, complain, hookimpl, in_thread, option_parser, settings_from
 from cco_sidecar_plugins._files import read_sidecar_json
+from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.commands._client import Client
 from cco_sidecar_plugins.commands._table import Command, add_commands
 
@@ -164,7 +165,7 @@ def command_demo_agent(options: argparse.Namespace) -> int:
     context = json.loads(Path(os.environ["CCO_CONTEXT_FILE"]).read_text("utf-8"))
     files = [file["path"] for file in context["context"]["relevant_files"]]
     client = Client(options)
-    print(f"{os.environ['AGENT_ID']} works on {os.environ['TASK']!r} with {len(files)} files", flush=True)
+    print(f"{os.environ['AGENT_ID']} works on {os.environ['TASK']!r} with {counted(len(files), 'file')}", flush=True)
     client.call("POST", "/api/events/progress", {
         "publisher": os.environ["AGENT_ID"], "topic": "progress",
         "data": {"issue_id": os.environ["ISSUE_ID"], "files_read": len(files)},

@@ -43,6 +43,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._program import handling_signals
 from cco_sidecar_plugins._terminal import last_shown
+from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents.specialists import nearest_type
 from cco_sidecar_plugins.commands._client import Refused
 from cco_sidecar_plugins.commands._pipeline_issue import Interrupts, Issue, Story
@@ -54,7 +55,7 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
     silent_result,
 )
 from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_service
-from cco_sidecar_plugins.commands._pipeline_view import NotWritten, View, counted, view_of
+from cco_sidecar_plugins.commands._pipeline_view import NotWritten, View, view_of
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number, text_or_input
 from cco_sidecar_plugins.commands.approve import newly_asked
 

@@ -39,6 +39,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents._reader import BriefQuery, Reader, ReadingLauncher, brief_query
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
 
@@ -290,7 +291,8 @@ def decision_lines(outputs: list[dict[str, str]], room: int) -> list[str]:
 def git_lines(git: dict[str, Any], room: int) -> list[str]:
     changes, commits = git["uncommitted_changes"], git["recent_commits"]
     lines = [
-        f"Branch {code(git['branch'] or 'none')}, {len(changes)} uncommitted changes, {len(commits[:5])} last commits."
+        f"Branch {code(git['branch'] or 'none')}, {counted(len(changes), 'uncommitted change')},"
+        f" {counted(len(commits[:5]), 'last commit')}."
     ]
     lines += ["", *(f"- commit {code(commit['hash'], 40)} {code(commit['message'], 100)}" for commit in commits[:5])]
     changed = [f"- {item['status']} {path_code(item['path'])} {item['diff'] or ''}".rstrip() for item in changes]

@@ -43,6 +43,7 @@ from cco_sidecar import (
     redact,
     too_large,
 )
+from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents._reader import Reader, brief_query
 from cco_sidecar_plugins.agents.agent_list import AgentQuery, ListAgents
 from cco_sidecar_plugins.agents.prompts import SAY, reader_of
@@ -226,7 +227,8 @@ async def context(call: Call) -> str:
     files = sections["relevant_files"]
     listed = [f"{file['path']} ({file['size']} bytes): {'; '.join(file.get('reasons', []))}" for file in files]
     others = ", ".join(section for section in sections if section != "relevant_files")
-    head = f"{len(files)} files worth reading, best first. With `file` you get one, with `section` one of: {others}."
+    head = f"{counted(len(files), 'file')} worth reading, best first."
+    head += f" With `file` you get one, with `section` one of: {others}."
     return await call.page("\n".join, [head, *listed])
 
 
@@ -243,9 +245,9 @@ async def lines_of_file(call: Call, sections: dict[str, Any]) -> str:
     lines = text.split("\n")
     last = min(call.given.get("last_line", len(lines)), len(lines))
     if not first <= last:
-        problem = f"{path} has {len(lines)} lines, and last_line is not before first_line"
+        problem = f"{path} has {counted(len(lines), 'line')}, and last_line is not before first_line"
         raise ApiError("REQ_001", problem, details={"path": "first_line"})
-    head = f"{path}, {len(lines)} lines" + (", cut" if found[2] else "")
+    head = f"{path}, {counted(len(lines), 'line')}" + (", cut" if found[2] else "")
     taken, room = list[str](), PAGE - NOTE - len(head.encode())
     for line in lines[first - 1 : last]:
         room -= len(line.encode("utf-8", "replace")) + 1

@@ -188,7 +188,9 @@ class SafeHooks(Hooks):
         used = [plugin for plugin in self.loaded if plugin.source != "built in" and not plugin.problem]
         own = [plugin.name for plugin in used if bundled_folder() not in Path(plugin.source).parents]
         absent = f"turned off by {settings.where('no_plugins')}" if settings.no_plugins else ABSENT
+        everywhere = [f"  Open:     on all interfaces ({settings.host})"] if settings.host in ("0.0.0.0", "::") else []
         return [
+            *everywhere,
             f"  Plugins:  {', '.join([*own, f'{len(used) - len(own)} bundled'])}",
             *(f"  Skipped:  {plugin.name} ({plugin.problem})" for plugin in self.loaded if plugin.problem),
             *([f"  Alone:    {ALONE}: {absent}"] if len(own) == len(used) else []),

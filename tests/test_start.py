@@ -1410,6 +1410,15 @@ def test_the_banner_names_the_plugins_of_ones_own_counts_the_bundled_ones_and_sa
 
 
 @pytest.mark.parametrize(
+    ("host", "told"), [("0.0.0.0", ["  Open:     on all interfaces (0.0.0.0)"]),
+                       ("::", ["  Open:     on all interfaces (::)"]), ("127.0.0.1", []), ("192.0.2.1", [])],
+)  # fmt: skip
+def test_the_banner_says_so_where_all_interfaces_are_open(host: str, told: list[str], tmp_path: Path) -> None:
+    lines = plugin("_hooks").SafeHooks([]).banner_lines(load_settings({"root": str(tmp_path), "host": host}, {}))
+    assert [line for line in lines if "Open:" in line] == told
+
+
+@pytest.mark.parametrize(
     ("flags", "variables", "said"),
     [
         ({"no_plugins": True}, {}, "turned off by --no-plugins"),

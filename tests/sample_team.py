@@ -36,6 +36,13 @@ def silent() -> None:
     print("I forgot something\nwhat was it?")
 
 
+def edit() -> None:
+    """As a program does that runs no commands: it changes a file, and calls nobody."""
+    with Path("src/main.py").open("a") as file:
+        file.write(f"# {os.environ['AGENT_TYPE']}\n")
+    print("I changed src/main.py")
+
+
 def crash() -> None:
     print("\x1b[31mout of luck\x1b[0m", file=sys.stderr)
     sys.exit(7)
@@ -86,7 +93,7 @@ def store_and_crash() -> None:
 
 DEEDS = {
     "silent": silent, "crash": crash, "gate": gate, "store_and_crash": store_and_crash, "chatter": chatter, "half": half,
-    "ask": ask,
+    "ask": ask, "edit": edit,
     "hang": sample_agent.hang, "ignore": sample_agent.ignore, "die": sample_agent.die,
 }  # fmt: skip
 

@@ -596,6 +596,36 @@ def test_an_agent_that_stores_no_result_gets_a_partial_one_of_its_last_lines_whi
     assert (stored["source"], stored["result"]["decisions"]) == ("sidecar", lines)
 
 
+def test_who_ends_with_0_changes_files_and_stores_nothing_has_done_its_step(runs: Runs, served: Service) -> None:
+    edits = {name: ["edit"] for name in ALL[:4]} | {"test-engineer": ["failed", "edit"]}
+    events = runs.run("--issue", "i-1", script=edits)
+    assert runs.worked() == [*ALL[:3], "python-specialist", *ALL[2:]]
+    assert [row["status"] for row in events[-1]["agents"]] == ["success"] * 2 + ["failed"] + ["success"] * 4
+    ended = next(event for event in events if event["event"] == "agent_ended")
+    assert (ended["files_changed"], ended["decision"]) == (1, "I changed src/main.py")
+    assert "changed files is taken as success" in "".join(plugin("_pipeline_view").ended_line(ended))
+    results = served.client().get("/api/results", issue_id="i-1").json()["results"]
+    own = [each["result"] for each in results if each["agent_id"] == ended["agent_id"]]
+    assert [each["status"] for each in own] == ["partial", "success"]
+    assert own[1]["files_modified"] == ["src/main.py"] and own[1]["artifacts"]["reported_by"] == "pipeline"
+    assert runs.run("--issue", "i-1")[-1]["agents"] == events[-1]["agents"]  # the same story, read again
+    assert len(runs.worked()) == 7
+
+
+@pytest.mark.parametrize("more", [[], ["--no-synthesis"]])
+def test_who_ends_with_0_changes_nothing_and_stores_nothing_is_tried_twice(
+    runs: Runs, make_service: Callable[..., Service], more: list[str]
+) -> None:
+    make_service(*more, env=runs.env)
+    script = {"chief-architect": ["silent", "success"], "python-specialist": ["silent"]}
+    events = runs.run("--issue", "i-1", script=script, code=1)
+    assert [runs.worked().count(name) for name in ALL[:2]] == [2, 2] and runs.worked()[-1] == "python-specialist"
+    assert "python-specialist has ended twice with exit code 0, stored no result" in events[-1]["reason"]
+    assert f"agent logs {events[-1]['agents'][-1]['agent_id']}" in events[-1]["reason"]
+    runs.mend("python-specialist")
+    assert runs.run("--issue", "i-1")[-1]["state"] == "done"  # who starts it again has looked into it
+
+
 def test_without_synthesis_the_pipeline_says_that_an_agent_has_failed(
     runs: Runs, make_service: Callable[..., Service]
 ) -> None:

@@ -141,10 +141,12 @@ class Story:
         result = record.get("result") or {}
         entries = [entry for kind in FILE_LISTS for entry in result.get(kind) or []]
         files = {entry if isinstance(entry, str) else entry["path"] for entry in entries}
+        made = isinstance(result.get("artifacts"), dict) and "made_of" in result["artifacts"]
+        source = "sidecar" if made else record.get("source")
         return {
             "agent_id": agent["agent_id"], "agent_type": agent["agent_type"], "state": agent["state"],
             "seconds": agent.get("run_seconds", 0) if agent["ended_at"] else 0,
-            "status": result.get("status"), "source": record.get("source"), "files_changed": len(files),
+            "status": result.get("status"), "source": source, "files_changed": len(files),
             "decision": short_decision(result), "reason": plan.reason(agent),
         }  # fmt: skip
 

@@ -111,6 +111,17 @@ def silent_result(agent: dict[str, Any], may_write: bool, ordered: str = "") -> 
     return {"status": "failed", "errors": [problem], "artifacts": about}
 
 
+def changes_files(result: dict[str, Any]) -> bool:
+    return any(result.get(kind) for kind in FILE_LISTS)
+
+
+def done_result(made: dict[str, Any], result_id: str) -> dict[str, Any]:
+    """The result of an agent that ended with 0, changed files and stored none, of the one that the service made."""
+    why = "The agent ended with exit code 0, changed files and stored no result: the pipeline takes its step as done."
+    about = {"reported_by": "pipeline", "made_of": result_id}
+    return made | {"status": "success", "rationale": why, "artifacts": about}
+
+
 def short_decision(result: dict[str, Any]) -> str:
     """What a result says of itself in one line: its first error where it failed, else its decisions."""
     said = result.get("decisions") or []

@@ -137,7 +137,9 @@ def ended_line(facts: dict[str, Any]) -> Iterable[str]:
         " changed"
     )
     yield f"{facts['agent_type']} {about}" + (f": {facts['decision']}" if facts["decision"] else "")
-    if facts["source"] == "sidecar":
+    if facts["source"] == "sidecar" and facts["status"] == "success":
+        yield "  it stored no result: that it ended with 0 and changed files is taken as success"
+    elif facts["source"] == "sidecar":
         yield "  it stored no result: the service made this one of its last lines and of git's difference"
     for item in facts["next_agents"]:
         yield f"  next: {item['agent_type']} ({item['priority']}), {item['reason']}"

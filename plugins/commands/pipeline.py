@@ -51,6 +51,8 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
     PART,
     Outcome,
     Plan,
+    changes_files,
+    done_result,
     in_one_line,
     silent_result,
 )
@@ -162,6 +164,8 @@ class Pipeline:
         self._agents: dict[str, dict[str, Any]] = {}  # the ledger's rows of this pipeline, oldest first
         self._proposals: dict[str, list[Any]] = {}  # of each agent with a result: those that routing made after it
         self._plan = Plan(FIRST, options.until)
+        self._made: dict[str, dict[str, Any]] = {}  # partial results by id: those that the service made
+        self._idle: set[str] = set()  # agents that ended with 0, stored nothing and changed nothing
         self._ordered: dict[str, str] = {}  # agents whose end we ordered, and why
         self._asked: set[str] = set()  # what agents ask people, and was told
         self._cursor = self._after_agent = ""
@@ -256,11 +260,9 @@ class Pipeline:
     def _catch_up(self) -> None:
         """Read the agents and results that are new, and speak for agents that have ended without a result."""
         self._agents = self._read_agents()
-        silent = [agent for agent in self._agents.values() if self._is_silent(agent)]
-        for agent in silent:
-            self._report(agent)
+        spoken_for = [self._speak_for(agent) for agent in self._agents.values() if agent["ended_at"]]
         self._read_results()
-        if silent:
+        if any(spoken_for):
             self._agents = self._read_agents()
 
     def _read_agents(self) -> dict[str, dict[str, Any]]:
@@ -271,12 +273,32 @@ class Pipeline:
 
     def _read_results(self) -> None:
         for event in self._issue.events("agent_completed", self._cursor):
-            data, topic = event["data"], event["topic"]
+            data, topic, self._cursor = event["data"], event["topic"], event["event_id"]
+            if changes_files(self._made_by_service(data["status"], data["result_id"])):
+                continue  # ours takes its place
             category = next((name for name, category in CATEGORIES.items() if category.topic == topic), "")
             proposals = [NextAgent(**item) for item in data["next_agents"]]
             self._plan.take(Outcome(event["publisher"], data["agent_type"], category, data["status"], proposals))
             self._proposals[event["publisher"]] = data["next_agents"]
-            self._cursor = event["event_id"]
+
+    def _made_by_service(self, status: str | None, result_id: str) -> dict[str, Any]:
+        """A result that the service made of an agent that ended with 0 and stored none; empty for any other."""
+        if status == "partial" and result_id not in self._made:
+            record = self._issue.call("GET", f"/api/results/{result_id}")
+            self._made[result_id] = record["result"] if record.get("source") == "sidecar" else {}
+        return self._made.get(result_id, {})
+
+    def _speak_for(self, agent: dict[str, Any]) -> bool:
+        """Whether a result was stored now for an agent that has ended and stored none itself."""
+        made = self._made_by_service(agent["result_status"], agent["result_id"])
+        done, silent = changes_files(made), self._is_silent(agent)
+        if not done and (made or (silent and agent["state"] == "completed" and self._may_write(agent))):
+            self._idle.add(agent["agent_id"])
+        if done:
+            self._store(agent, done_result(made, agent["result_id"]), "done")
+        elif silent:
+            self._report(agent)
+        return bool(done or silent)
 
     def _is_silent(self, agent: dict[str, Any]) -> bool:
         """Ended without a result. One that was ended on purpose before we began is simply run again."""
@@ -287,20 +309,32 @@ class Pipeline:
         """Store what can be said of an agent that did not say it itself, so that routing and the other agents learn of
         it.
         """
-        may_write = WRITE in CATEGORIES[self._types.get(agent["agent_type"], "coding")].permissions
-        result = silent_result(agent, may_write, self._ordered.get(agent["agent_id"], ""))
+        ordered = self._ordered.get(agent["agent_id"], "")
+        self._store(agent, silent_result(agent, self._may_write(agent), ordered))
+
+    def _may_write(self, agent: dict[str, Any]) -> bool:
+        return WRITE in CATEGORIES[self._types.get(agent["agent_type"], "coding")].permissions
+
+    def _store(self, agent: dict[str, Any], result: dict[str, Any], what: str = "pipeline") -> None:
         body = {name: agent[name] for name in ("agent_id", "agent_type", "issue_id")}
         body |= {"project_id": self._link.client.project, "result": result}
-        self._issue.call("POST", "/api/results", body, key=f"pipeline-{agent['agent_id']}")
+        self._issue.call("POST", "/api/results", body, key=f"{what}-{agent['agent_id']}")
 
     def _verdict(self) -> tuple[str, str] | None:
         """(state, words) where the pipeline is at its end."""
         plan, options = self._plan, self._options
         if plan.reached:
             return "reached", f"{options.until} has succeeded"
-        earlier = self._story.history or ()
+        earlier = self._story.history or set()
         if unable := [agent for agent in self._agents.values() if agent["reason"] and agent["agent_id"] not in earlier]:
             return "failed", f"{unable[-1]['agent_type']} cannot work: {unable[-1]['reason']}"
+        for name in plan.pending:
+            own = [agent_id for agent_id, agent in self._agents.items() if agent["agent_type"] == name][-2:]
+            if len(own) == 2 and self._idle.issuperset(own) and not earlier.intersection(own):
+                logs = self._link.client.command(f"agent logs {own[1]}")
+                words = f"{name} has ended twice with exit code 0, stored no result and changed no file"
+                advice = "a program that can neither call the service nor change files does no step of a pipeline"
+                return "failed", f"{words}: `{logs}` shows what it did; {advice}"
         if hopeless := [name for name, number in plan.failures.items() if number > options.retries]:
             times = counted(plan.failures[hopeless[0]], "time")
             return "failed", f"{hopeless[0]} has failed {times} in a row (--retries {options.retries})"

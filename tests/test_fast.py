@@ -667,6 +667,34 @@ def test_each_answer_says_its_own_behind_what_the_last_one_said(
     assert [dict(head).get("x-ignored") for head in fast[5:10]] == ["unknown", None, None, *["other, unknown"] * 2]
 
 
+def test_polls_of_a_crowd_that_comes_first_have_no_tables_of_their_own(tmp_path: Path) -> None:
+    (root := tmp_path / "root").mkdir()
+    settings = load_settings({"root": str(root), "storage": str(tmp_path / "storage"), "port": "0"}, {})
+
+    async def park() -> list[bool]:
+        async with Sidecar(settings, load_hooks(settings)) as sidecar:
+            url = json.loads((settings.storage / "sidecar.json").read_text())["url"]
+            token = f"Authorization: Bearer {sidecar.tokens.mint('crowd', 'chief-architect')}\r\n".encode()
+            lines = [await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2])) for _ in range(60)]
+            for _, writer in lines:
+                writer.write(HEAD % (b"/api/events/wait/x?timeout=60000", token))
+            async with asyncio.timeout(30):
+                while sidecar.bus.statistics()["active_subscriptions"] < len(lines):
+                    await asyncio.sleep(0.01)
+            polls = [each for each in gc.get_objects() if type(each).__name__ in ("WaitForEvents", "Http1Exchange")]
+            own = {"request_id", "_close_callback"}
+            tables = [
+                any(type(held) is dict and own & held.keys() for held in gc.get_referents(poll)) for poll in polls
+            ]
+            for _, writer in lines:
+                writer.close()
+            return tables
+
+    tables = asyncio.run(park())
+    assert len(tables) >= 120
+    assert not any(tables)
+
+
 def test_the_banner_and_the_status_say_which_server_runs(
     make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,15 @@ def settle(promises: Iterable[asyncio.Future[None]], error: BaseException | None
             promise.exception()  # nobody has to look at it
 
 
+def share_names(kind: type[Any], *names: str) -> None:
+    """Have the attributes ``names`` of all objects of a class in one table. Python takes up only those that the first
+    few objects have when others are made: where a crowd comes first, each would get a table of its own.
+    """
+    first = object.__new__(kind)
+    for name in names:
+        setattr(first, name, None)
+
+
 def report(what: str, bug: BaseException) -> None:
     """A fault of ours: its kind in the log, its traceback only for who asks, since that may quote a request."""
     log.error("%s: %s", what, type(bug).__name__)

@@ -8,7 +8,7 @@ import typing
 
 from tornado import httputil, iostream
 
-from cco_sidecar_plugins.http._exchange import Exchange, settle
+from cco_sidecar_plugins.http._exchange import Exchange, settle, share_names
 from cco_sidecar_plugins.http._framing import Head
 
 if typing.TYPE_CHECKING:
@@ -115,6 +115,12 @@ class Http1Exchange(Exchange):
         """The client is gone, or was refused."""
         self.closed = True
         self.connection.loop.call_soon(self.tell_gone)
+
+
+share_names(
+    Http1Exchange, "max_body_size", "body_timeout", "connection", "context", "stream", "method", "version_1_1", "began",
+    "keep", "whole", "received", "_delegate", "_close_callback", "head_written", "unwritten", "finished", "closed",
+)  # fmt: skip
 
 
 def head_lines(texts: list[str]) -> bytes:

@@ -14,6 +14,7 @@ from tornado import httputil
 
 from cco_sidecar import Application, Endpoint
 from cco_sidecar_plugins._program import LogLines
+from cco_sidecar_plugins.http._exchange import share_names
 from cco_sidecar_plugins.http._framing import Fields, usual
 from cco_sidecar_plugins.http._http1_exchange import Http1Exchange, head_lines
 
@@ -26,8 +27,15 @@ class ShortAnswer(Endpoint):
     ui: Any
     alike: ClassVar[Alike]
 
+    NAMES = """
+        application request ui _headers_written _finished _auto_finish _prepared_future _headers _write_buffer
+        _status_code _reason request_id claims allowance hang_up upload _transforms path_args path_kwargs query parked
+        _accounted short answer error given
+    """
+
     def __init_subclass__(cls) -> None:
         cls.alike = Alike()
+        share_names(cls, *cls.NAMES.split())
 
     def __init__(self, application: Application, request: httputil.HTTPServerRequest) -> None:
         """What Tornado's does, without the helpers of templates."""

@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -126,6 +127,23 @@ def test_the_first_files_name_their_neighbours(client: Client, task: str, lines:
     files = section(brief(client, task=task), SECTIONS[3])
     near = files[1 : next(place for place, line in enumerate([*files[1:], "- "], 1) if line.startswith("- "))]
     assert [line.removeprefix("  - ") for line in near] == lines
+
+
+def test_what_plugins_add_is_in_it_cut_to_its_share(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/adding.py").write_text(
+        "from cco_sidecar import hookimpl\n@hookimpl\ndef context_section():\n"
+        "    return {'release': {'frozen': True, 'text': '# no\\n* markup'}, 'long': list(range(5000)),"
+        f" 'a b`c': '{SECRET}'}}\n"
+    )
+    client = make_service("--plugins", str(tmp_path / "more")).client()
+    answer = client.request("GET", "/api/context/issue-1/python-specialist", headers=MARKDOWN)
+    text = answer.text
+    assert len(answer.content) <= 10_000 and max(map(len, text.splitlines())) <= 200 and SECRET not in text
+    release = textwrap.dedent("\n".join(section(text, "`release`")))
+    assert json.loads(release) == {"frozen": True, "text": "# no\n* markup"}
+    assert section(text, "`long`")[-1] == "The context in JSON has the rest." and "    0," in text
+    assert [each for each in text.splitlines() if each.startswith("#")][-4] == "## Git"
 
 
 def test_git_is_told(client: Client, repository: Path) -> None:

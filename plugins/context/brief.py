@@ -1,8 +1,9 @@
 """The brief: a context in Markdown of 10 kB at most, in lines of at most 200 characters, which every program can read.
 
-Task, what its reader may do and how, what earlier agents decided, the files worth reading with their best lines, and
-the state of git. Whatever others wrote (tasks, decisions, names, commit messages) stands in code, which has no markup:
-the task as an indented block, all else as a span in a line of its own. No command is folded, however long its paths.
+Task, what its reader may do and how, what earlier agents decided, the files worth reading with their best lines, the
+state of git, and what plugins add. Whatever others wrote (tasks, decisions, names, commit messages) stands in code,
+which has no markup: the task and what plugins add as indented blocks, all else as a span in a line of its own. No
+command is folded, however long its paths.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents._reader import BriefQuery, Reader, ReadingLauncher, brief_query
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
+from cco_sidecar_plugins.context._sections import SECTION_TYPES
 
 log = logging.getLogger("cco")
 
@@ -61,6 +63,7 @@ FOLDED = re.compile(rf".{{1,{LINE - 4}}}(?:\s|$)|.{{{LINE - 4}}}")
 BRIEF = "brief.md"  # in an agent's folder
 CHUNK_LINES = 50
 TASK, DECISIONS, GIT = 1_600, 1_800, 1_000  # bytes at most; what they leave is for files
+ADDED = 2_000  # for all sections of plugins together
 DETAILED = 12  # files with reasons
 CENTRAL = 5  # files with their neighbours
 LISTED = 80
@@ -140,6 +143,7 @@ def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -
         ["", "## What you may do, and how", "", *textwrap.indent(how.strip(), "    ").split("\n")],
         ["", "## What was decided so far, newest first", "", *decision_lines(outputs, int(DECISIONS * share))],
         ["", "## Git", "", *git_lines(git, int(GIT * share))],
+        *added_parts(sections, int(ADDED * share)),
     ]
     unmatched = bool(request.task) and not any(item.matched for item in request.ranked)
     head = ["", "## Files worth reading, best first", "", *([NO_MATCH, ""] if unmatched else [])]
@@ -363,6 +367,17 @@ def span(text: str, limit: int) -> str:
     fence = "`" * (longest + 1)
     pad = " " if not text.strip() or "`" in (text[0], text[-1]) else ""
     return f"{fence}{pad}{text or '-'}{pad}{fence}"
+
+
+def added_parts(sections: Sections, room: int) -> Iterator[list[str]]:
+    """The sections that plugins add, which share the room."""
+    added = {name: value for name, value in sections.items() if name not in SECTION_TYPES}
+    for name, value in added.items():
+        head = ["", f"## {code(name, 60)}", ""]
+        whole = indented(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
+        rest = "The context in JSON has the rest."
+        lines = fitting(whole, room // len(added) - size([*head, "", rest]))
+        yield [*head, *lines, *(["", rest] if lines < whole else [])]
 
 
 def indented(text: str) -> list[str]:

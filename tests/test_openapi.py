@@ -644,6 +644,15 @@ def test_every_operation_has_a_good_name_a_tag_and_words_for_everything() -> Non
     }  # fmt: skip
 
 
+def test_every_figure_is_explained_and_no_words_are_of_a_field_that_is_gone() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    for name in ("AgentStatistics", "EventStatistics", "PerformanceStatistics", "HealthChecks", "ContextSections"):
+        fields = schemas[name]["properties"]
+        assert [field for field, value in fields.items() if not value.get("description")] == [], name
+    words = [key.split(".") for key in plugin("openapi").WORDS if "." in key]
+    assert [row for row in words if row[0] in schemas and row[1] not in schemas[row[0]]["properties"]] == []
+
+
 def test_every_code_of_a_refusal_is_named() -> None:
     assert set(DOCUMENT["components"]["schemas"]["ErrorAnswer"]["properties"]["code"]["enum"]) == set(
         cco_sidecar.ERRORS

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Client, Service, end_stragglers, make_repository, until
+from conftest import Client, Service, end_stragglers, make_repository, plugin, until
 
 NUMBER = 152  # of each kind: more than the default limit of 100
 AGENT = ["/bin/sh", "-c", "case $TASK in stay) exec sleep 600;; fail) exit 3;; esac"]
@@ -193,6 +193,29 @@ def test_events_are_listed_and_awaited_from_a_moment_on(tmp_path: Path) -> None:
     for wrong in ("2026-13-01", "2026-02-30T00:00:00Z", "25:00", "now"):
         assert client.get("/api/events", since=wrong).status_code == 400, wrong
     assert service.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"), [("results", "stored_at"), ("agents", "started_at"), ("events", "timestamp")]
+)
+def test_every_list_begins_at_a_time(client: Client, kind: str, made: str) -> None:
+    path, name = KINDS[kind]
+    rows = client.get(path, limit=1000).json()[kind]
+    for moment in (rows[0][made], rows[len(rows) // 2][made], rows[-1][made]):
+        older = [number for number, row in enumerate(rows) if row[made] < moment]
+        wanted = [row[name] for row in rows[older[-1] + 1 if older else 0 :]]
+        assert wanted and asked(client, kind, since=moment, limit=1000) == (wanted, False)
+    assert asked(client, kind, since="2999-12-31T23:59:59Z") == ([], False)
+
+
+def test_a_time_may_be_so_long_ago() -> None:
+    time_ago = plugin("_table").time_ago
+    for text, seconds in (("90s", 90), ("30m", 1800), ("1h", 3600), ("2d", 172_800)):
+        before = time.time()
+        told = datetime.fromisoformat(time_ago(text)).timestamp()
+        assert int(before) <= told + seconds <= time.time(), text
+    for text in ("latest", "earliest", "2026-01-31T12:00:00Z", "evt-1", "12", "h", "1w", "-1h", "1h30m"):
+        assert time_ago(text) == text
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,8 @@ from cco_sidecar import (
     redact,
 )
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins.events.event_list import read_moment
 from cco_sidecar_plugins.results._latest import latest_result
-from cco_sidecar_plugins.storage._pages import created_from, events_with
+from cco_sidecar_plugins.storage._pages import created_from, events_with, read_moment
 
 ASKED = ("approval_wanted", "question_asked")
 ANSWERED = {"approval_answered": "approval_wanted", "question_answered": "question_asked"}

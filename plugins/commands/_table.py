@@ -8,13 +8,14 @@ import itertools
 import json
 import re
 import sys
+import time
 import typing
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from msgspec import Struct
 
-from cco_sidecar import StartError, flag_of
+from cco_sidecar import StartError, flag_of, iso
 from cco_sidecar_plugins._program import reading
 
 FORMATS = ("table", "json", "csv")
@@ -53,6 +54,15 @@ def number(least: float, most: float = 1e15, kind: type = int) -> Callable[[str]
         return kind(text)
 
     return read
+
+
+def time_ago(text: str) -> str:
+    """Reads where a list begins: 90s, 30m, 1h and 2d are so long ago; anything else stays as it is."""
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text, re.ASCII)
+    return iso(time.time() - int(found[1]) * UNITS[found[2]]) if found else text
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def text_or_input(text: str) -> str:

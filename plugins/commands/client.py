@@ -56,6 +56,7 @@ from cco_sidecar_plugins.commands._table import (
     number,
     standard_input,
     text_or_input,
+    time_ago,
 )
 from cco_sidecar_plugins.commands.approve import newly_asked
 
@@ -682,7 +683,7 @@ TYPE_OPTION = arg("--agent-type", metavar="TYPE", help="of this agent type")
 KEY_ARGUMENT = arg("--idempotency-key", metavar="KEY", help="a repeat with the same key does nothing twice")
 TASK_ARGUMENT = arg("--task", type=text_or_input, help="what is to be done, - for standard input")
 LIMIT_ARGUMENT = arg("--limit", type=number(1, 1000), metavar="N", help="how many at most, 1 to 1000 (default: 100)")
-SINCE_OPTION = arg("--since", metavar="ID", help="those after this one, or from the earliest")
+SINCE_OPTION = arg("--since", type=time_ago, metavar="TIME|ID", help="after this one, since a time, or 1h ago")
 AGENT_ARGUMENT = arg("id", type=part_of_id, metavar="ID", help="agent id, or enough of its beginning or end")
 PRIORITIES = ("low", "normal", "high", "critical")
 STATUSES = ("success", "failed", "partial")
@@ -747,8 +748,8 @@ COMMANDS = {
     "events subscribe": Command("wait for events; exit code 1 when none came in time", command_events_subscribe, [
         arg("type", metavar="TYPE", help="event type, * for any"),
         FILTER_ARGUMENT,
-        arg("--since", default="latest", metavar="TIME|CURSOR",
-            help="an event id, a time, earliest, or latest (the default)"),
+        arg("--since", type=time_ago, default="latest", metavar="TIME|CURSOR",
+            help="an event id, a time, 1h for an hour ago, earliest, or latest (the default)"),
         arg("--timeout", type=number(0), default=30_000, metavar="MS",
             help="how long to wait, in milliseconds (default: 30000)"),
         arg("--limit", type=number(1, 1_000_000_000), metavar="N", help="end after so many"),
@@ -756,7 +757,8 @@ COMMANDS = {
         formats=("table", "json", "csv", "text")),
     "events list": Command("list the newest retained events, newest last", command_events_list, [
         arg("--type", help="of this event type"), arg("--topic", help="of this topic"), ISSUE_OPTION, FILTER_ARGUMENT,
-        arg("--since", metavar="TIME|CURSOR", help="from a time such as 2026-01-31T12:00:00Z on, or after an event"),
+        arg("--since", type=time_ago, metavar="TIME|CURSOR",
+            help="since a time such as 2026-01-31T12:00:00Z, or 1h ago, or after an event"),
         LIMIT_ARGUMENT,
         arg("--dead", action="store_true", help="the dead letters instead")]),
     "agent": Command("agents as processes", section="Agents and what they exchange"),
@@ -777,7 +779,8 @@ COMMANDS = {
     "agent status": Command("show one agent", command_agent_status, [AGENT_ARGUMENT]),
     "agent logs": Command("show what an agent wrote", command_agent_logs, [
         AGENT_ARGUMENT, arg("--tail", type=number(0), metavar="LINES", help="only so many at the end"),
-        arg("--since", metavar="OFFSET|TIME", help="only what it wrote after so many bytes, or since a time"),
+        arg("--since", type=time_ago, metavar="OFFSET|TIME",
+            help="only what it wrote after so many bytes, or since a time, such as 5m ago"),
         arg("--timestamps", action="store_true", help="each line after its time"),
         arg("-f", "--follow", action="store_true", help="until it ends")],
         formats=("text", "table", "json")),

@@ -6,7 +6,6 @@ import asyncio
 import bisect
 import functools
 import time
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -29,7 +28,7 @@ from cco_sidecar import (
     Since,
     hookimpl,
 )
-from cco_sidecar_plugins.storage._pages import ORDER, created_from, cut_page
+from cco_sidecar_plugins.storage._pages import ORDER, created_from, cut_page, read_moment
 
 
 @hookimpl
@@ -59,15 +58,6 @@ class TimedBus(EventBus):
 
 
 SINCE_IN_WORDS = "since must be an event id, a cursor, earliest, latest or a time, such as 2026-01-31T12:00:00Z"
-
-
-def read_moment(text: str) -> float | None:
-    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone; None for other texts."""
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 TURN_SECONDS = 0.01  # after which others get their turn on the loop

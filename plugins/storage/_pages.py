@@ -8,12 +8,14 @@ import itertools
 import json
 import math
 import time
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from msgspec import Meta
 
 from cco_sidecar import PAGE_BYTES, ApiError, Records, Row
 
+MADE = {"result": "stored", "agent": "started"}  # the columns that hold when
 ORDER = {False: "seq", True: "seq desc"}  # of a list's rows, and with ``newest``
 
 PartOfId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}\Z")]
@@ -28,16 +30,20 @@ def page(
     equal: dict[str, str | list[str] | None],
     part: str | None = None,
 ) -> tuple[list[Row], bool]:
-    """A list's rows, newest last, and whether there are more: what comes after the row with the id ``query.since``,
-    from the beginning where that is "earliest", else the newest. Each column in ``equal`` has one of the values, where
-    some are given, and the id holds ``part``. Raises REQ_001 for an id that is not there.
+    """A list's rows, newest last, and whether there are more: what comes after the row with the id ``query.since``, or
+    since that time, from the beginning where that is "earliest", else the newest. Each column in ``equal`` has one of
+    the values, where some are given, and the id holds ``part``. Raises REQ_001 for an id that is not there.
     """
-    after = 0
-    if query.since not in ("", "earliest"):
+    after, moment = 0, read_moment(query.since)
+    if moment is not None:
+        older = f"select seq from {table} where project = ? and {MADE[table]} < ? order by seq desc limit 1"
+        after = read.one(older, project, moment) or 0
+    elif query.since not in ("", "earliest"):
         found = read.rows(f"select seq from {table} where project = ? and id = ?", project, query.since)
         if not found:
             problem = (
-                f"since must be the id of one that the list has, or earliest; there is no {table} {query.since[:128]}"
+                f"since must be the id of one that the list has, earliest or a time; there is no {table}"
+                f" {query.since[:128]}"
             )
             raise ApiError("REQ_001", problem, details={"path": "since"})
         after = found[0]["seq"]
@@ -58,6 +64,15 @@ def page(
     rows = read.rows(sql, project, after, *itertools.chain.from_iterable(given.values()), *parts, query.limit + 1)
     kept = rows[: fitting([row["size"] for row in rows], query.limit)]
     return rows_by_number(read, select, [row["seq"] for row in kept]), len(kept) < len(rows)
+
+
+def read_moment(text: str) -> float | None:
+    """Epoch seconds of an ISO 8601 time, in UTC where it names no zone; None for other texts."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def rows_by_number(read: Records, select: str, seqs: list[int]) -> list[Row]:

@@ -294,6 +294,17 @@ def test_agents_that_outlive_their_service_are_named_and_how_they_are_ended(
 
 
 @pytest.mark.parametrize(
+    ("command", "unit", "uncounted"),
+    [("/bin/true", "usd", True), ("/bin/true", "tokens", True), ("codex", "usd", True), ("codex", "tokens", False),
+     ("claude", "usd", False)],
+)  # fmt: skip
+def test_a_budget_that_counts_nothing_is_told(repository: Path, command: str, unit: str, uncounted: bool) -> None:
+    _, found = checks(repository, "--port", "0", "--agent-command", command, f"--budget-{unit}", "1")
+    told = f"{Path(command).name} does not report what it spends in {unit}: --budget-{unit} counts nothing of it"
+    assert (told in found.get("settings", {}).get("finding", "")) is uncounted
+
+
+@pytest.mark.parametrize(
     ("named", "by_url", "advice"),
     [(True, False, ""), (True, True, "name its certificate in SSL_CERT_FILE"), (False, False, "have it made for")],
 )

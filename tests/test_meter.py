@@ -539,6 +539,7 @@ def test_what_a_budget_cannot_count_is_said_where_the_agent_starts(
     by_type = json.dumps({kind: f"{programs}/{name}" for name, kind in commands.items()})
     known = ("--agent-command", f"{programs}/claude", "--agent-commands", by_type)
     service = make_service(*known, "--budget-usd", "5", "--budget-tokens", "5000")
+    assert service.log.count("does not report what it spends") == 3  # at the start
     for kind in ("python-specialist", *commands.values()):
         agent = spawn(service.client(), "succeed", agent_type=kind)
         state(service.client(), agent["agent_id"])

@@ -44,7 +44,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._reader import lasting_token
 from cco_sidecar_plugins.agents.details import heard_out
-from cco_sidecar_plugins.agents.launchers import PROGRAMS
+from cco_sidecar_plugins.agents.launchers import PROGRAMS, Program, default_program
 
 log = logging.getLogger("cco")
 
@@ -502,30 +502,62 @@ def open_meter(settings: PluginSettings) -> Meter:
 
 
 class MeteredLauncher(Launcher):
-    """Known programs report to us, unless the user has them report elsewhere."""
+    """Known programs report to us, unless the user has them report elsewhere. Says at the start which do not."""
 
     settings: PluginSettings
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        for problem in uncounted(self.settings):
+            log_once(problem)
 
     async def command(self, running: Running, files: dict[str, bytes], asked: dict[str, str]) -> AgentCommand:
         command = await super().command(running, files, asked)
         # It lasts, since a program reads it once, and can do nothing but report.
         token = lasting_token(self, running.row | {"permissions": []})
-        budgets = {"usd": self.settings.budget_usd, "tokens": self.settings.budget_tokens}
-        return reporting(command, self.url.removesuffix("/api"), token, budgets)
+        return reporting(command, self.url.removesuffix("/api"), token, budgets_of(self.settings))
+
+
+def budgets_of(settings: PluginSettings) -> dict[str, Any]:
+    return {"usd": settings.budget_usd, "tokens": settings.budget_tokens}
+
+
+def uncounted(settings: PluginSettings) -> list[str]:
+    """Which budgets do not hold for the programs that the settings name. Blocks."""
+    if not any(budgets_of(settings).values()):
+        return []
+    words = [default_program(settings), *(command[0] for command in settings.agent_commands.values())]
+    names = dict.fromkeys(program_name(word) for word in words if word)
+    return [
+        problem for name in names for problem in warnings_of(name, reports(PROGRAMS.get(name)), budgets_of(settings))
+    ]
+
+
+def program_name(word: str) -> str:
+    return re.sub(r"\.(exe|cmd)$", "", Path(word).name)
+
+
+def reports(program: Program | None) -> bool:
+    return bool(program and (program.telemetry or program.telemetry_argv))
+
+
+def warnings_of(name: str, reporting: bool, budgets: dict[str, Any]) -> list[str]:
+    counted = {"tokens": reporting, "usd": reporting and name in PRICED}
+    return [
+        f"{name} does not report what it spends in {unit}: --budget-{unit} counts nothing of it"
+        for unit, budget in budgets.items() if budget and not counted[unit]
+    ]  # fmt: skip
 
 
 def reporting(command: AgentCommand, url: str, token: str, budgets: dict[str, Any]) -> AgentCommand:
     """The command of an agent whose program then reports to ``url`` with ``token``, which no argument holds."""
-    name = re.sub(r"\.(exe|cmd)$", "", Path(command.argv[0]).name)
+    name = program_name(command.argv[0])
     program = PROGRAMS.get(name)
     if program and any(variable in command.environment for variable in ELSEWHERE):
         program = None
-    reports = bool(program and (program.telemetry or program.telemetry_argv))
-    counted = {"tokens": reports, "usd": reports and name in PRICED}
-    for unit, budget in budgets.items():
-        if budget and not counted[unit]:
-            log_once(f"{name} does not report what it spends in {unit}: --budget-{unit} counts nothing of it")
-    if not program or not reports:
+    for problem in warnings_of(name, reports(program), budgets):
+        log_once(problem)
+    if not program or not reports(program):
         return command
     common = {
         "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": f"{url}/v1/logs", "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/json",

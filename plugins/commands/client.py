@@ -706,7 +706,7 @@ COMMANDS = {
         arg("--issue", metavar="ID", help="of this issue (default: all that agents worked on)"),
         arg("--agent-type", metavar="TYPE", help="of this agent type (default: all that worked there)"),
         arg("--force", action="store_true", help="build them anew in any case")]),
-    "brief": Command("show a context as its agent reads it first: 10 kB of Markdown", command_brief, [
+    "brief": Command("show a context as 10 kB of Markdown, with what you may do", command_brief, [
         arg("issue", metavar="ISSUE", help="issue id"), arg("type", metavar="TYPE", help="agent type"),
         TASK_ARGUMENT],
         formats=("text",), section="Agents and what they exchange"),

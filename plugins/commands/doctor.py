@@ -141,7 +141,10 @@ def warnings_of(settings: PluginSettings) -> list[str]:
     if settings.agent_command:
         commands.append((settings.where("agent_command"), settings.agent_command))
     amiss = (f"{where}: {problem}" for where, words in commands for problem in launchers.words_amiss(words))
-    return unknown_types(settings) + list(dict.fromkeys(amiss))
+    uncounted: list[str] = []
+    with suppress(ImportError):  # its file may be gone
+        uncounted = import_module("cco_sidecar_plugins.agents.meter").uncounted(settings)
+    return unknown_types(settings) + list(dict.fromkeys(amiss)) + uncounted
 
 
 def unknown_types(settings: PluginSettings) -> list[str]:

@@ -738,8 +738,19 @@ def test_an_agent_that_ends_before_it_is_looked_at_is_shown_as_ended(
     assert [event["state"] for event in ends] == states
 
 
-def test_an_agent_whose_command_cannot_be_run_has_not_failed_at_its_work(runs: Runs) -> None:
-    assert "AGT_001" in runs.refuse("--issue", "i-1", "--task", "x", "--agent-command", "/nowhere/agent", code=1)
+def test_a_command_that_is_not_there_is_told_before_an_issue_begins(runs: Runs) -> None:
+    for more in (["/nowhere/agent"], ["no-such-agent"], ["README.md"]):
+        words = ("--issue", "i-1", "--task", "x", "--agent-command", *more)
+        assert f"no chief-architect can be started: {more[0]}: " in runs.refuse(*words, code=1)
+    assert runs.run("--issue", "i-1", "--until", "architect", script={})[0]["going_on"] is False
+
+
+def test_an_agent_whose_command_cannot_be_run_has_not_failed_at_its_work(
+    runs: Runs, make_service: Callable[..., Service]
+) -> None:
+    service = make_service("--agent-command", "/nowhere/agent")
+    assert "AGT_001" in runs.refuse("--issue", "i-1", "--task", "x", code=1)
+    service.stop()
     events = runs.run("--issue", "i-1", "--until", "architect", script={})  # nor has that begun: another task is fine
     assert [row["state"] for row in events[-1]["agents"]] == ["completed"] and not events[0]["going_on"]
 

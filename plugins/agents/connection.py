@@ -28,12 +28,11 @@ from cco_sidecar import (
     write_file,
 )
 from cco_sidecar_plugins.agents._reader import Reader, ReadingLauncher, lasting_token
-from cco_sidecar_plugins.agents.launchers import LASTING, PROGRAMS, Program, known_name
+from cco_sidecar_plugins.agents.launchers import DECIDING, LASTING, PROGRAMS, Program, known_name
 from cco_sidecar_plugins.http._mcp_tools import by_tools
 
 log = logging.getLogger("cco")
 
-DECIDING = {"launchers", "discovery"}  # whose commands are those of the table
 HOME = "home"  # a folder of this name in the agent's stands for the user's own home
 
 

@@ -34,6 +34,7 @@ from cco_sidecar_plugins.agents._hook_settings import as_json, as_module, as_tom
 
 log = logging.getLogger("cco")
 
+DECIDING = {"launchers", "discovery"}  # the plugins whose commands are those of the table
 UNASKED = ("curl",)  # what every agent may run: it calls the service
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import shlex
 import signal
@@ -33,6 +34,7 @@ from cco_sidecar import (
     Hooks,
     IssueNotFound,
     NextAgent,
+    Settings,
     StartError,
     hookimpl,
     is_identifier,
@@ -44,6 +46,7 @@ from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._program import handling_signals
 from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins._words import counted
+from cco_sidecar_plugins.agents.launchers import DECIDING, find_program
 from cco_sidecar_plugins.agents.specialists import nearest_type
 from cco_sidecar_plugins.commands._client import Refused
 from cco_sidecar_plugins.commands._pipeline_issue import Interrupts, Issue, Story
@@ -115,7 +118,8 @@ def command_run(options: argparse.Namespace) -> int:
     view = view_of(options)
     interrupts = Interrupts(view)
     try:
-        with handling_signals(interrupts.on_signal), Link(options, asked, view) as link:
+        ready = functools.partial(check_program, hooks, asked, options.type or FIRST.agent_type)
+        with handling_signals(interrupts.on_signal), Link(options, asked, view, ready) as link:
             if options.until_eof:
                 threading.Thread(target=end_at_eof, daemon=True).start()
             return Pipeline(options, hooks, types, link, view, interrupts).run()
@@ -128,6 +132,17 @@ def command_run(options: argparse.Namespace) -> int:
         return interrupts.exit_code
     finally:
         view.clear()
+
+
+def check_program(hooks: Hooks, settings: Settings, agent_type: str) -> None:
+    """Raise StartError where the configured command of the first agent is not there, and no plugin gives another."""
+    command = settings.command_of(agent_type)
+    theirs = {row.plugin for row in hooks.implementations["agent_command"]} - DECIDING
+    if command and "{" not in command[0] and not theirs:
+        try:
+            find_program(command[0], settings.root)
+        except OSError as error:
+            raise StartError(f"no {agent_type} can be started: {command[0]}: {error.strerror}", REFUSED) from None
 
 
 def end_at_eof() -> None:

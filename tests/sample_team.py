@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+import urllib.error
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,22 @@ def edit() -> None:
     with Path("src/main.py").open("a") as file:
         file.write(f"# {os.environ['AGENT_TYPE']}\n")
     print("I changed src/main.py")
+
+
+def refused(way: str) -> None:
+    """Changes a file, and its result is refused."""
+    edit()
+    try:
+        if way == "invalid":
+            sample_agent.store("splendid")
+        elif way == "by MCP":
+            call = {"name": "store_result", "arguments": {"status": "success"}}
+            os.environ["SIDECAR_URL"] = os.environ["SIDECAR_URL"].removesuffix("/api")
+            sample_agent.call("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call})
+        else:
+            report("success")
+    except urllib.error.HTTPError as error:
+        print(f"refused: {error.code}")
 
 
 def crash() -> None:
@@ -93,7 +111,7 @@ def store_and_crash() -> None:
 
 DEEDS = {
     "silent": silent, "crash": crash, "gate": gate, "store_and_crash": store_and_crash, "chatter": chatter, "half": half,
-    "ask": ask, "edit": edit,
+    "ask": ask, "edit": edit, **{way: partial(refused, way) for way in ("invalid", "by policy", "by MCP")},
     "hang": sample_agent.hang, "ignore": sample_agent.ignore, "die": sample_agent.die,
 }  # fmt: skip
 

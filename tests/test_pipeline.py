@@ -620,10 +620,38 @@ def test_who_ends_with_0_changes_nothing_and_stores_nothing_is_tried_twice(
     script = {"chief-architect": ["silent", "success"], "python-specialist": ["silent"]}
     events = runs.run("--issue", "i-1", script=script, code=1)
     assert [runs.worked().count(name) for name in ALL[:2]] == [2, 2] and runs.worked()[-1] == "python-specialist"
-    assert "python-specialist has ended twice with exit code 0, stored no result" in events[-1]["reason"]
+    assert (
+        "python-specialist has ended twice with exit code 0 and stored no result, and it changed no file"
+        in events[-1]["reason"]
+    )
     assert f"agent logs {events[-1]['agents'][-1]['agent_id']}" in events[-1]["reason"]
     runs.mend("python-specialist")
     assert runs.run("--issue", "i-1")[-1]["state"] == "done"  # who starts it again has looked into it
+
+
+NO_RESULTS = """
+from cco_sidecar import hookimpl
+
+@hookimpl
+def permission_policy(claims, path, method):
+    if claims.agent_type == "chief-architect" and (method, path) == ("POST", "/api/results"):
+        return "no results today"
+"""
+
+
+@pytest.mark.parametrize("way", ["invalid", "by policy", "by MCP"])
+def test_who_changed_files_and_whose_result_was_refused_has_not_done_its_step(
+    runs: Runs, make_service: Callable[..., Service], tmp_path: Path, way: str
+) -> None:
+    (more := tmp_path / "more").mkdir()
+    if way != "invalid":
+        (more / "none.py").write_text(NO_RESULTS)
+    make_service("--plugins", str(more), env=runs.env)
+    events = runs.run("--issue", "i-1", script={"chief-architect": [way]}, code=1)
+    assert runs.worked() == ["chief-architect"] * 2
+    why = "its result was refused, " + ("REQ_001" if way == "invalid" else "AUTH_003")
+    assert f"ended twice with exit code 0 and stored no result: {why}" in events[-1]["reason"]
+    assert all(row["decision"].startswith(why) and row["status"] == "partial" for row in events[-1]["agents"])
 
 
 def test_without_synthesis_the_pipeline_says_that_an_agent_has_failed(

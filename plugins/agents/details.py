@@ -12,7 +12,18 @@ import weakref
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
-from cco_sidecar import Agents, Endpoint, Running, StoreResult, hookimpl, iso, redact, without_tokens
+from cco_sidecar import (
+    Agents,
+    ApiError,
+    Endpoint,
+    Running,
+    StoreResult,
+    hookimpl,
+    iso,
+    one_line,
+    redact,
+    without_tokens,
+)
 from cco_sidecar_plugins.agents._evidence import fact
 from cco_sidecar_plugins.agents.keeper import output_of
 from cco_sidecar_plugins.results._latest import latest_result
@@ -35,6 +46,11 @@ class NotingEndpoint(Endpoint):
         if not self.aside:
             heard_from(self.sidecar.agents, self.claims.sub, str(self.request.method), self.request.path)
 
+    def error_content(self, error: ApiError) -> bytes:
+        if isinstance(self, StoreResult):
+            note_refusal(self.sidecar.agents, self.claims.sub, error)
+        return super().error_content(error)
+
     def work(self, path: tuple[str, ...]) -> Coroutine[Any, Any, Any]:
         if not isinstance(self, StoreResult):
             return super().work(path)
@@ -43,13 +59,21 @@ class NotingEndpoint(Endpoint):
 
     async def _heard_out(self, path: tuple[str, ...]) -> Any:
         with heard_out(self.sidecar.agents, self.claims.sub):
-            return await super().work(path)
+            answer = await super().work(path)
+        note_refusal(self.sidecar.agents, self.claims.sub, None)
+        return answer
 
 
 def heard_from(agents: Agents, subject: str, method: str, path: str) -> None:
     """An agent's token was used."""
     if running := agents.active.get(subject):
         running.row["last_call"] = (method, without_tokens(path)[:200], time.time())
+
+
+def note_refusal(agents: Agents, subject: str, error: ApiError | None) -> None:
+    """Why an agent's last result was refused; None for one that was stored."""
+    if running := agents.active.get(subject):
+        running.row["refused"] = error and one_line(error)
 
 
 CALLS: weakref.WeakKeyDictionary[Running, int] = weakref.WeakKeyDictionary()  # requests that an agent's end waits for

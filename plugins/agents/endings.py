@@ -102,8 +102,11 @@ class AskingAgents(Agents):
         facts = {"root": str(self.settings.root), "alone": not others}
         try:
             if (result := await self._ask("agent_result", row, "lines", **facts)) is not None:
+                made = msgspec.to_builtins(result)
+                if refused := row.get("refused"):
+                    made["errors"] = [f"its result was refused, {refused}", *made.get("errors", [])]
                 body = {name: agent_facts(row)[name] for name in ("agent_id", "agent_type", "issue_id")}
-                body |= {"project_id": row["project"], "source": "sidecar", "result": msgspec.to_builtins(result)}
+                body |= {"project_id": row["project"], "source": "sidecar", "result": made}
                 await self.results.store(body)
         except (ApiError, OSError) as error:
             log.error("agent %s: no result can be stored in its name: %s", row["id"], one_line(error))

@@ -111,8 +111,11 @@ def silent_result(agent: dict[str, Any], may_write: bool, ordered: str = "") -> 
     return {"status": "failed", "errors": [problem], "artifacts": about}
 
 
-def changes_files(result: dict[str, Any]) -> bool:
-    return any(result.get(kind) for kind in FILE_LISTS)
+def is_done(made: dict[str, Any]) -> bool:
+    """Whether an agent of which the service made this result has done its step: it changed files, and no result that it
+    wanted to store was refused.
+    """
+    return any(made.get(kind) for kind in FILE_LISTS) and not made.get("errors")
 
 
 def done_result(made: dict[str, Any], result_id: str) -> dict[str, Any]:
@@ -123,9 +126,9 @@ def done_result(made: dict[str, Any], result_id: str) -> dict[str, Any]:
 
 
 def short_decision(result: dict[str, Any]) -> str:
-    """What a result says of itself in one line: its first error where it failed, else its decisions."""
+    """What a result says of itself in one line: its first error where it did not succeed, else its decisions."""
     said = result.get("decisions") or []
-    if result.get("status") == "failed" and result.get("errors"):
+    if result.get("status") != "success" and result.get("errors"):
         said = [
             error if isinstance(error, str) else json.dumps(error, ensure_ascii=False) for error in result["errors"][:1]
         ]

@@ -54,9 +54,9 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
     PART,
     Outcome,
     Plan,
-    changes_files,
     done_result,
     in_one_line,
+    is_done,
     silent_result,
 )
 from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_service
@@ -180,7 +180,7 @@ class Pipeline:
         self._proposals: dict[str, list[Any]] = {}  # of each agent with a result: those that routing made after it
         self._plan = Plan(FIRST, options.until)
         self._made: dict[str, dict[str, Any]] = {}  # partial results by id: those that the service made
-        self._idle: set[str] = set()  # agents that ended with 0, stored nothing and changed nothing
+        self._idle: dict[str, str] = {}  # agents that ended with 0 and stored nothing, and what else is known of them
         self._ordered: dict[str, str] = {}  # agents whose end we ordered, and why
         self._asked: set[str] = set()  # what agents ask people, and was told
         self._cursor = self._after_agent = ""
@@ -289,7 +289,7 @@ class Pipeline:
     def _read_results(self) -> None:
         for event in self._issue.events("agent_completed", self._cursor):
             data, topic, self._cursor = event["data"], event["topic"], event["event_id"]
-            if changes_files(self._made_by_service(data["status"], data["result_id"])):
+            if is_done(self._made_by_service(data["status"], data["result_id"])):
                 continue  # ours takes its place
             category = next((name for name, category in CATEGORIES.items() if category.topic == topic), "")
             proposals = [NextAgent(**item) for item in data["next_agents"]]
@@ -306,9 +306,9 @@ class Pipeline:
     def _speak_for(self, agent: dict[str, Any]) -> bool:
         """Whether a result was stored now for an agent that has ended and stored none itself."""
         made = self._made_by_service(agent["result_status"], agent["result_id"])
-        done, silent = changes_files(made), self._is_silent(agent)
+        done, silent = is_done(made), self._is_silent(agent)
         if not done and (made or (silent and agent["state"] == "completed" and self._may_write(agent))):
-            self._idle.add(agent["agent_id"])
+            self._idle[agent["agent_id"]] = next(iter(made.get("errors") or []), "")
         if done:
             self._store(agent, done_result(made, agent["result_id"]), "done")
         elif silent:
@@ -345,10 +345,12 @@ class Pipeline:
             return "failed", f"{unable[-1]['agent_type']} cannot work: {unable[-1]['reason']}"
         for name in plan.pending:
             own = [agent_id for agent_id, agent in self._agents.items() if agent["agent_type"] == name][-2:]
-            if len(own) == 2 and self._idle.issuperset(own) and not earlier.intersection(own):
+            if len(own) == 2 and self._idle.keys() >= set(own) and not earlier.intersection(own):
                 logs = self._link.client.command(f"agent logs {own[1]}")
-                words = f"{name} has ended twice with exit code 0, stored no result and changed no file"
+                words = f"{name} has ended twice with exit code 0 and stored no result"
+                words += f": {refused}" if (refused := self._idle[own[1]]) else ", and it changed no file"
                 advice = "a program that can neither call the service nor change files does no step of a pipeline"
+                advice = "the service's log and audit log name what refuses" if refused else advice
                 return "failed", f"{words}: `{logs}` shows what it did; {advice}"
         if hopeless := [name for name, number in plan.failures.items() if number > options.retries]:
             times = counted(plan.failures[hopeless[0]], "time")

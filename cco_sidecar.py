@@ -886,7 +886,8 @@ def prepare_storage_folder(settings: Settings) -> None:
         found = list(folder.iterdir())
         make_private(folder, trusted=not found)
         for path in found:
-            make_private(path)
+            with suppress(FileNotFoundError):  # gone
+                make_private(path)
     except (StartError, OSError) as error:
         unnamed = isinstance(error, OSError) and "storage" not in settings.places
         hint = "; unless you name it, it lies below $XDG_STATE_HOME or your home folder" if unnamed else ""
@@ -917,7 +918,7 @@ def make_private(path: Path, trusted: bool = False) -> None:
 @contextmanager
 def instance_lock(folder: Path) -> Iterator[None]:
     """Hold a storage folder by OS locks, of its file ``lock`` and, lest that is deleted, of the folder. Raises
-    StartError where another process has it.
+    StartError where another has it.
     """
     places = {folder / "lock": os.O_RDWR | os.O_CREAT} | ({} if sys.platform == "win32" else {folder: os.O_RDONLY})
     with ExitStack() as held:
@@ -1875,7 +1876,7 @@ class Storage:
         await self.write(lambda records: records.set_meta("probe", str(time.time())))
 
     def announce(self, info: SidecarInfo) -> None:
-        """Write sidecar.json, by which clients find the service. Raises OSError."""
+        """Write sidecar.json. Raises OSError."""
         write_file(self.path.with_name(SidecarInfo.FILE), msgspec.json.format(msgspec.json.encode(info)) + b"\n")
 
     async def statistics(self) -> dict[str, Any]:

@@ -571,6 +571,15 @@ def test_programs_that_are_connected_at_once_are_all_noted_and_a_file_that_chang
         assert (file.read_text() if file.exists() else None) == now
 
 
+@pytest.mark.parametrize(
+    "kept", [{"mcpServers": {"x": {}}}, {"mcpServers": {}, "y": {}}, {"mcpServers": {}, "z": []}, {"mcpServers": [{}]}]
+)
+def test_of_an_unnoted_file_nothing_goes_with_ours_that_somebody_else_has_written(kept: Any) -> None:
+    edits, ours = plugin("_edits"), [(("mcpServers", "cco"), {"command": "cco"})]
+    assert not edits.says_nothing(".cursor/mcp.json", json.dumps(kept), ours)
+    assert edits.says_nothing(".cursor/mcp.json", '{"$schema": "x", "mcpServers": {}}', ours)
+
+
 def test_a_connection_is_taken_away_without_its_notes(desk: Desk) -> None:
     (desk.root / ".cursor").mkdir()
     (desk.root / ".cursor/mcp.json").write_text('{"mcpServers": {"x": {}}}')

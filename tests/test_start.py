@@ -915,6 +915,19 @@ def test_files_of_somebody_else_in_the_storage_are_refused(
         cco_sidecar.make_private(settings.storage / "jwt.secret")
 
 
+@pytest.mark.parametrize("name", ["meter.db-journal", ".sidecar.json-x1", "sidecar.db-wal"])
+def test_a_file_that_goes_while_the_storage_is_looked_at_is_no_error(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    settings = load_settings({"root": str(repository), "storage": str(tmp_path / "storage")}, {})
+    cco_sidecar.prepare_storage_folder(settings)
+    (settings.storage / "audit.log").touch(mode=0o644)
+    there = settings.storage.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [folder / name, *there()])
+    cco_sidecar.prepare_storage_folder(settings)  # as a second start and a command do, while a service runs
+    assert (settings.storage / "audit.log").stat().st_mode & 0o777 == 0o600
+
+
 def test_what_others_could_only_read_is_taken_back_from_them(repository: Path, tmp_path: Path) -> None:
     settings = load_settings({"root": str(repository), "storage": str(tmp_path / "storage")}, {})
     settings.storage.mkdir(mode=0o755)

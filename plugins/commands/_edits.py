@@ -45,21 +45,24 @@ def take(name: str, text: str, additions: list[Addition], pieces: list[str]) -> 
     return None
 
 
-def says_nothing(name: str, text: str) -> bool:
-    """Whether a settings file has only empty containers, and no comment. Raises NotEditable."""
+def says_nothing(name: str, text: str, additions: list[Addition]) -> bool:
+    """Whether a settings file has no comment, and nothing but empty containers in which ``additions`` stood."""
     if name.endswith(".toml"):
         return not text.strip()
     try:
         value = json.loads(text)
     except ValueError:  # such as one with comments, which say something
         return False
-    return is_empty({**value, "$schema": {}})
+    made = {path[:depth] for path, _ in additions for depth in range(len(path))}
 
+    def is_empty(value: Any, path: Path = ()) -> bool:
+        if path == ("$schema",):
+            return True
+        if isinstance(value, dict):
+            return path in made and all(is_empty(item, (*path, key)) for key, item in value.items())
+        return path in made and value == []
 
-def is_empty(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(is_empty, value.values()))
-    return isinstance(value, list) and all(map(is_empty, value))
+    return is_empty(value)
 
 
 # -- JSON

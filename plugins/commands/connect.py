@@ -350,8 +350,9 @@ def disconnecting(settings: Settings, notes: list[Written], additions: list[tupl
             ]
             note = known.get(name) or Written(name, unnoted)
             gone = note.made is not None and text == note.made
-            after = None if gone else _edits.take(name, text, note.as_additions(), note.pieces)
-            if name not in known and after not in (None, text) and _edits.says_nothing(name, after):
+            ours = note.as_additions()
+            after = None if gone else _edits.take(name, text, ours, note.pieces)
+            if name not in known and after not in (None, text) and _edits.says_nothing(name, after, ours):
                 after = after if is_tracked(settings, name) else None  # it is ours: nobody else wrote into it
             changes.append(Change(name, path, text, after))
         except NotEditable as error:

@@ -3469,9 +3469,10 @@ class Agents:
             error = ApiError("AGT_001", f"Agent spawn failed: {what}{error.strerror or 'no answer in time'}")
         elif isinstance(error, ApiError) and error.code[:3] == "CTX":
             error = ApiError("AGT_001", f"Agent spawn failed: its context could not be built: {error.message}")
-        facts = {"state": "failed", "ended": time.time(), "pid": None, "reason": getattr(error, "message", None)}
+        reason = getattr(error, "message", None)
+        running.row |= {"state": "failed", "ended": time.time(), "pid": None, "reason": reason}
         with suppress(StorageError):  # the caller is told what failed first
-            await self.storage.write(partial(end_agent, running.row | facts, []))
+            await self.storage.write(partial(end_agent, running.row, []))
         self.active.pop(running.row["id"], None)
         with suppress(TimeoutError):
             await self.disk.run(shutil.rmtree, running.folder, ignore_errors=True)

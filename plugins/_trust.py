@@ -24,19 +24,24 @@ def write_trust(storage: Path, certificate: Path) -> None:
     """Write down for agents and commands what is trusted: the service's own ``certificate`` too. Blocks."""
     folder = storage / "tls"
     folder.mkdir(mode=0o700, exist_ok=True)
-    default = ssl.get_default_verify_paths().openssl_cafile
-    system = next(filter(os.path.isfile, (default, *AUTHORITIES)), "")
     named = [os.environ.get(name, "") for name in CHOOSING]
-    for place in filter(None, os.environ.get("SSL_CERT_DIR", "").split(os.pathsep)):  # curl heeds one of both
+    known = [ssl.get_default_verify_paths().openssl_cafile or "", *AUTHORITIES, *named]
+    folders = [*os.environ.get("SSL_CERT_DIR", "").split(os.pathsep), *filter(os.path.isdir, named)]
+    for place in filter(None, folders):  # curl heeds one of both
         with contextlib.suppress(OSError):
-            named += map(str, sorted(Path(place).iterdir()))
-    write_file(folder / TRUSTED, certificates_in([system, *named, str(certificate)]))
+            known += map(str, sorted(Path(place).iterdir()))
+    if certificates_in(known).strip():
+        write_file(folder / TRUSTED, certificates_in([*known, str(certificate)]))
+    else:  # programs have their own authorities, which such a file would take from them
+        (folder / TRUSTED).unlink(missing_ok=True)
     write_file(folder / ADDED, certificates_in([os.environ.get(ADDING, ""), str(certificate)]))
 
 
 def trusting(storage: Path) -> dict[str, str]:
     """The variables by which curl, Python, Node, Go and Rust find what ``write_trust`` wrote."""
-    return dict.fromkeys(CHOOSING, str(storage / "tls" / TRUSTED)) | {ADDING: str(storage / "tls" / ADDED)}
+    file = storage / "tls" / TRUSTED
+    chosen = dict.fromkeys(CHOOSING, str(file)) if file.is_file() else {}
+    return chosen | {ADDING: str(storage / "tls" / ADDED)}
 
 
 def own_certificate(storage: Path) -> tuple[Path | None, int]:

@@ -51,8 +51,9 @@ def refused(way: str) -> None:
     try:
         if way == "invalid":
             sample_agent.store("splendid")
-        elif way == "by MCP":
-            call = {"name": "store_result", "arguments": {"status": "success"}}
+        elif way in ("by MCP", "invalid MCP"):
+            status = "splendid" if way == "invalid MCP" else "success"
+            call = {"name": "store_result", "arguments": {"status": status}}
             os.environ["SIDECAR_URL"] = os.environ["SIDECAR_URL"].removesuffix("/api")
             sample_agent.call("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call})
         else:
@@ -111,7 +112,7 @@ def store_and_crash() -> None:
 
 DEEDS = {
     "silent": silent, "crash": crash, "gate": gate, "store_and_crash": store_and_crash, "chatter": chatter, "half": half,
-    "ask": ask, "edit": edit, **{way: partial(refused, way) for way in ("invalid", "by policy", "by MCP")},
+    "ask": ask, "edit": edit, **{way: partial(refused, way) for way in ("invalid", "by policy", "by MCP", "invalid MCP")},
     "hang": sample_agent.hang, "ignore": sample_agent.ignore, "die": sample_agent.die,
 }  # fmt: skip
 

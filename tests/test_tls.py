@@ -264,6 +264,46 @@ def test_a_renewed_certificate_is_trusted_too(secure: Callable[..., Service], tm
     assert "success" in run(service, *spawn, env=UNSET), service.log
 
 
+def test_a_renewed_certificate_of_which_agents_cannot_be_told_at_once_is_told_later(
+    secure: Callable[..., Service], tmp_path: Path
+) -> None:
+    make_pair(tmp_path, "one")
+    service = secure()
+    folder = service.storage / "tls"
+    folder.rename(tmp_path / "away")
+    folder.touch()
+    make_pair(tmp_path, "two")
+    until(lambda: "agents and commands do not trust the renewed certificate yet" in service.log)
+    assert served_name(service) == "two" and "cannot be loaded" not in service.log
+    folder.unlink()
+    until(lambda: (folder / "added.pem").exists())
+    until(lambda: (tmp_path / "cert.pem").read_text() in (folder / "added.pem").read_text())
+
+
+def test_agents_trust_all_that_they_would_have_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = plugin("_trust")
+    for name in ("python", "system", "folder", "company", "own"):
+        (tmp_path / name).mkdir()
+        make_pair(tmp_path / name, name)
+    at = {folder.name: str(folder / "cert.pem") for folder in tmp_path.iterdir()}
+    for name in UNSET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: SimpleNamespace(openssl_cafile=at["python"]))
+    monkeypatch.setattr(trust, "AUTHORITIES", ("/nowhere", at["system"]))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "folder"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "company"))
+    trust.write_trust(tmp_path, Path(at["own"]))
+    known = certificates(tmp_path / "tls" / "trusted.pem")
+    assert known == set().union(*(certificates(Path(file)) for file in at.values()))
+    assert trust.trusting(tmp_path).keys() == {*trust.CHOOSING, trust.ADDING}
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: SimpleNamespace(openssl_cafile=None))
+    monkeypatch.setattr(trust, "AUTHORITIES", ())
+    trust.write_trust(tmp_path, Path(at["own"]))  # programs go on with what they bring along
+    assert trust.trusting(tmp_path).keys() == {trust.ADDING}
+
+
 def test_a_key_beside_the_certificate_is_not_given_to_agents(
     tmp_path: Path, make_service: Callable[..., Service]
 ) -> None:

@@ -368,7 +368,7 @@ class ProjectIndex(GitProject):
         changed = [path for path, facts in fresh.items() if proof[path] != facts or path in self._young]
         if told and any(may_be_closed(proof[path], fresh[path]) for path in changed):  # no event names what is below
             told, fresh = False, {path: fingerprint(path) for path in proof}
-            changed = [path for path, facts in fresh.items() if proof[path] != facts]
+            changed = [path for path, facts in fresh.items() if proof[path] != facts or path in self._young]
         if before is None or changed or not before.settled:
             self._state = before = self._read(proof | fresh, changed, now, told)
             self._changed()

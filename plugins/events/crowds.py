@@ -79,8 +79,9 @@ class CrowdedBus(EventBus):
         poll = await polling
         if poll.rows:
             return poll
-        await asyncio.sleep(self.REST_SECONDS)
-        return msgspec.structs.replace(poll, parked=self.REST_SECONDS)
+        began = time.monotonic()
+        await asyncio.sleep(self.REST_SECONDS)  # a timer may be early
+        return msgspec.structs.replace(poll, parked=time.monotonic() - began)
 
     async def search(self, channel: Channel, filter: Filter, after: int, limit: int) -> Poll:
         asked, now = (channel, filter.text, after, limit, self._wakes), time.monotonic()

@@ -46,7 +46,6 @@ from cco_sidecar import (
 from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents._reader import Reader, brief_query
 from cco_sidecar_plugins.agents.agent_list import AgentQuery, ListAgents
-from cco_sidecar_plugins.agents.details import note_refusal
 from cco_sidecar_plugins.agents.prompts import SAY, reader_of
 from cco_sidecar_plugins.context._withheld import is_secret
 from cco_sidecar_plugins.http._finished import ids_of
@@ -296,11 +295,7 @@ async def store_result(call: Call) -> str:
         "project_id": call.claims.project_id,
         "result": {name: value for name, value in call.given.items() if name not in own},
     }  # fmt: skip
-    try:
-        stored = await call.ask_json(StoreResult, body=body, headers=call.key)
-    except ApiError as error:
-        note_refusal(call.sidecar.agents, call.claims.sub, error)
-        raise
+    stored = await call.ask_json(StoreResult, body=body, headers=call.key)
     proposed = [f"- {item['agent_type']} ({item['priority']}): {item['reason']}" for item in stored["next_agents"]]
     after = "Who should work on the issue next:" if proposed else "Nobody is proposed to work on the issue next."
     return "\n".join([f"Stored as {stored['id']}{again(call)}. {after}", *proposed])

@@ -84,7 +84,8 @@ class ShortAnswer(Endpoint):
             return self.flush(include_footers=True)
         self._headers_written = True
         common = {**self.common_headers()}
-        own = {usual(name): common.pop(name) for name in ("X-Request-ID", *self.allowance) if name in common}
+        of_one = ("X-Request-ID", "X-Refreshed-Token", *self.allowance)
+        own = {usual(name): common.pop(name) for name in of_one if name in common}
         for name in [name for name in headers if name in own]:  # ours count, as where Tornado writes the head
             del headers[name]
         head = self.alike.lines(self.get_status(), self._reason, headers, common)

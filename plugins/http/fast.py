@@ -122,7 +122,8 @@ class StreamTransport(asyncio.Transport):
     def write(self, data: Any) -> None:
         try:
             written = self._stream.write(data)
-        except iostream.StreamClosedError:  # of which ``serve`` hears at the loop's next turn
+        except iostream.StreamClosedError:
+            self._reading.set()  # ``serve`` hears of it at its next read
             return self._connection.pause_writing()
         if not written.done():
             self._unsent += 1

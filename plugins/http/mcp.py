@@ -26,7 +26,7 @@ from tornado.httputil import HTTPHeaders
 from cco_sidecar import ERRORS, READ, ApiError, Endpoint, Route, StoreResult, hookimpl
 from cco_sidecar_plugins._files import NO_JSON
 from cco_sidecar_plugins._words import did_you_mean
-from cco_sidecar_plugins.agents.details import heard_from
+from cco_sidecar_plugins.agents.details import heard_from, note_refusal
 from cco_sidecar_plugins.http._mcp_protocol import (
     CUT,
     FRESH_MS,
@@ -190,6 +190,8 @@ class AnswerMcp(Endpoint):
             failure = self._unexpected(error)
         finally:
             self.parked = time.monotonic() - began if tool.waits else 0.0
+        if name == "store_result":
+            note_refusal(self.sidecar.agents, self.claims.sub, failure)
         self.error, self.allowance = failure, failure.allowance or self.allowance
         told = f"{failure.code}: {failure.message}".replace("$.result.", "$.").replace("$.query.", "$.")
         return page_of(told, 1), True

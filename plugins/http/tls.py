@@ -16,7 +16,17 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from cco_sidecar import AgentCommand, AgentLaunch, Application, Launcher, Server, StartError, hookimpl, one_line
+from cco_sidecar import (
+    AgentCommand,
+    AgentLaunch,
+    Application,
+    Launcher,
+    Server,
+    StartError,
+    hookimpl,
+    log_once,
+    one_line,
+)
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._trust import trusting, write_trust
 
@@ -85,9 +95,12 @@ class TlsServer(Server):
         """Raises StartError."""
         try:
             options["ssl_options"] = tls_context(self.certificate)
-            write_trust(self.storage, self.certificate[0])
         except OSError as error:
             raise StartError(f"{self.where}: it cannot be loaded: {one_line(error)}") from None
+        try:
+            write_trust(self.storage, self.certificate[0])
+        except OSError as error:
+            raise StartError(f"{self.storage / 'tls'}: it cannot be written: {one_line(error)}") from None
         super().initialize(request_callback, *args, **options)
         if isinstance(request_callback, Application):
             request_callback.headers["Strict-Transport-Security"] = "max-age=31536000"
@@ -110,22 +123,28 @@ class TlsServer(Server):
         return [signature_behind(path) for path in self.certificate]
 
     async def _watch(self, served: list[tuple[int, int, int] | None]) -> None:
+        told = True  # agents and commands are told of the certificate that is served
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             seen = self._signatures()  # before the files are read: later changes show
-            if seen == served:
-                continue
-            # a new context: one that lives would serve the old certificate beside a new one of another kind of key
-            try:
-                self.take_certificate(tls_context(self.certificate))
-                await asyncio.to_thread(write_trust, self.storage, self.certificate[0])
-                log.info("the renewed certificate is served from now on")
-            except OSError as error:  # half a renewal is mended by its other half, at the next look
-                log.error(
-                    "--tls-cert/--tls-key have changed and cannot be loaded, the old certificate goes on: %s",
-                    reason(error),
-                )
-            served = seen
+            if seen != served:
+                # a new context: one that lives would serve the old certificate beside a new one of another kind of key
+                try:
+                    self.take_certificate(tls_context(self.certificate))
+                    log.info("the renewed certificate is served from now on")
+                    told = False
+                except OSError as error:  # half a renewal is mended by its other half, at the next look
+                    log.error(
+                        "--tls-cert/--tls-key have changed and cannot be loaded, the old certificate goes on: %s",
+                        reason(error),
+                    )
+                served = seen
+            if not told:
+                try:
+                    await asyncio.to_thread(write_trust, self.storage, self.certificate[0])
+                    told = True
+                except (OSError, RuntimeError) as error:  # the disk is full, or no thread can be had
+                    log_once(f"agents and commands do not trust the renewed certificate yet: {one_line(error)}")
 
 
 def signature_behind(path: Path) -> tuple[int, int, int] | None:

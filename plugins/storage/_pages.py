@@ -36,7 +36,8 @@ def page(
     """
     after, moment = 0, read_moment(query.since)
     if moment is not None:
-        older = f"select seq from {table} where project = ? and {MADE[table]} < ? order by seq desc limit 1"
+        # The plus keeps SQLite from an index by which all of the project's rows would have to be sorted.
+        older = f"select seq from {table} where +project = ? and {MADE[table]} < ? order by seq desc limit 1"
         after = read.one(older, project, moment) or 0
     elif query.since not in ("", "earliest"):
         found = read.rows(f"select seq from {table} where project = ? and id = ?", project, query.since)

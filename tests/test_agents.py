@@ -1248,6 +1248,40 @@ def test_a_stop_with_stop_agents_ends_them_all(make_service: Callable[..., Servi
     assert [status(service.client(), agent_id)["state"] for agent_id in ids] == ["killed"] * 3
 
 
+DEAF_KEEPER = """
+import importlib.util, signal, sys, threading
+spec = importlib.util.spec_from_file_location("keeper", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+keeper = module.KeeperProgram(sys.argv[2], "0")
+keeper._reap = lambda: print("reaped", flush=True)
+threading.Thread(target=threading.Event().wait, daemon=True).start()  # it gets the signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+print("ready", flush=True)
+keeper.run()
+"""
+
+
+@pytest.mark.needs_plugin("agents/keeper")
+@pytest.mark.parametrize("orders", [b"", b"{", b'{"follow": ['])
+def test_the_keeper_hears_of_ends_that_interrupt_no_read(tmp_path: Path, orders: bytes) -> None:
+    program = Path(keeper.__file__).with_name("_keeper_program.py")
+    process = subprocess.Popen(
+        [sys.executable, "-c", DEAF_KEEPER, str(program), str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdin and process.stdout and process.stdout.readline() == b"ready\n"
+        process.stdin.write(orders)  # which has no end yet
+        process.stdin.flush()
+        os.set_blocking(process.stdout.fileno(), False)
+        until(lambda: process.send_signal(signal.SIGCHLD) or process.stdout.read())
+        process.stdin.close()
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 LATE_NEWS = """
 import os, time
 from cco_sidecar import *

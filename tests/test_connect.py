@@ -580,6 +580,16 @@ def test_of_an_unnoted_file_nothing_goes_with_ours_that_somebody_else_has_writte
     assert edits.says_nothing(".cursor/mcp.json", '{"$schema": "x", "mcpServers": {}}', ours)
 
 
+def test_a_connection_is_taken_away_where_git_fails(desk: Desk) -> None:
+    desk.cco("connect", "cursor", "--write")
+    desk.cco("connect", "gemini", "--write")
+    with (desk.root / ".git/config").open("a") as config:
+        config.write("[broken\n")
+    desk.cco("disconnect")
+    assert not (desk.root / ".cursor").exists() and not (desk.root / ".gemini").exists()
+    assert "No program is connected" in desk.cco("disconnect")
+
+
 def test_a_connection_is_taken_away_without_its_notes(desk: Desk) -> None:
     (desk.root / ".cursor").mkdir()
     (desk.root / ".cursor/mcp.json").write_text('{"mcpServers": {"x": {}}}')

@@ -11,6 +11,7 @@ import pty
 import re
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -612,11 +613,10 @@ def test_who_ends_with_0_changes_files_and_stores_nothing_has_done_its_step(runs
     assert len(runs.worked()) == 7
 
 
-@pytest.mark.parametrize("more", [[], ["--no-synthesis"]])
 def test_who_ends_with_0_changes_nothing_and_stores_nothing_is_tried_twice(
-    runs: Runs, make_service: Callable[..., Service], more: list[str]
+    runs: Runs, make_service: Callable[..., Service]
 ) -> None:
-    make_service(*more, env=runs.env)
+    make_service(env=runs.env)
     script = {"chief-architect": ["silent", "success"], "python-specialist": ["silent"]}
     events = runs.run("--issue", "i-1", script=script, code=1)
     assert [runs.worked().count(name) for name in ALL[:2]] == [2, 2] and runs.worked()[-1] == "python-specialist"
@@ -627,6 +627,32 @@ def test_who_ends_with_0_changes_nothing_and_stores_nothing_is_tried_twice(
     assert f"agent logs {events[-1]['agents'][-1]['agent_id']}" in events[-1]["reason"]
     runs.mend("python-specialist")
     assert runs.run("--issue", "i-1")[-1]["state"] == "done"  # who starts it again has looked into it
+
+
+@pytest.mark.parametrize("status", ["failed", "success", "partial"])
+def test_what_somebody_stored_after_an_agent_that_stored_nothing_stands(
+    runs: Runs, make_service: Callable[..., Service], status: str
+) -> None:
+    client = make_service(env=runs.env).client()
+    script = json.dumps({"chief-architect": ["edit", "success"]})
+    spawned = client.spawn("i-1", "chief-architect", task=script)
+    until(lambda: client.get(f"/api/agents/{spawned['agent_id']}/status").json()["ended_at"])
+    until(lambda: client.get("/api/results", issue_id="i-1").json()["results"])
+    client.store("chief-architect", status, "i-1")
+    runs.run("--issue", "i-1", "--until", "architect", script=json.loads(script))
+    results = client.get("/api/results", issue_id="i-1").json()["results"]
+    assert [each["result"]["status"] for each in results[:2]] == ["partial", status]
+    assert not any("made_of" in str(each["result"].get("artifacts")) for each in results)
+    assert len(runs.worked()) == (1 if status == "success" else 2)
+
+
+def test_who_may_have_changed_files_is_tried_as_often_as_others(
+    runs: Runs, make_service: Callable[..., Service]
+) -> None:
+    shutil.rmtree(runs.root / ".git")
+    make_service(env=runs.env)
+    events = runs.run("--issue", "i-1", "--retries", "2", script={"chief-architect": ["edit"]}, code=1)
+    assert len(runs.worked()) == 3 and "has failed 3 times in a row" in events[-1]["reason"]
 
 
 NO_RESULTS = """

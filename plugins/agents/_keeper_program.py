@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes as long to import as all the rest
+    from collections.abc import Iterator
     from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -169,7 +171,7 @@ class KeeperProgram:
             )  # orphans of the agents become our children, not init's
         if sys.platform != "win32":
             signal.signal(signal.SIGCHLD, lambda *_: self._reap())
-        for line in sys.stdin.buffer:
+        for line in sys.stdin.buffer if sys.platform == "win32" else self._orders():
             if line.endswith(b"\n"):  # else the service died in the middle of a word
                 order = json.loads(line)
                 self._starting = "start" in order
@@ -179,6 +181,28 @@ class KeeperProgram:
             time.sleep(0.1)
             for agent in list(self._unwritten):
                 self._write_end(agent)
+
+    def _orders(self) -> Iterator[bytes]:
+        """The lines of stdin. A signal that comes a moment before a read, or to another thread, interrupts none, and
+        its handler would wait for the next order: so what is waited for is also the byte that Python writes for each.
+        """
+        woken, waker = os.pipe()
+        os.set_blocking(woken, False)
+        os.set_blocking(waker, False)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        poll, text, more = select.poll(), b"", True
+        poll.register(0, select.POLLIN)
+        poll.register(woken, select.POLLIN)
+        while more:
+            ready = [file for file, _ in poll.poll()]
+            if woken in ready:
+                os.read(woken, 4096)  # the handler runs before the next line of ours
+            if 0 in ready:
+                found = os.read(0, 65_536)
+                more = bool(found)
+                *lines, text = (text + found).split(b"\n")
+                yield from (line + b"\n" for line in lines)
+        signal.set_wakeup_fd(-1)
 
     def _tell(self, **news: Any) -> None:
         with contextlib.suppress(OSError):  # the service is gone

@@ -118,6 +118,12 @@ def is_done(made: dict[str, Any]) -> bool:
     return any(made.get(kind) for kind in FILE_LISTS) and not made.get("errors")
 
 
+def is_idle(made: dict[str, Any]) -> bool:
+    """Whether it is known that it has not: another attempt would hardly be another one."""
+    unknown = any("is not known" in str(text) for text in made.get("warnings") or [])
+    return bool(made.get("errors") or (made and not unknown and not is_done(made)))
+
+
 def done_result(made: dict[str, Any], result_id: str) -> dict[str, Any]:
     """The result of an agent that ended with 0, changed files and stored none, of the one that the service made."""
     why = "The agent ended with exit code 0, changed files and stored no result: the pipeline takes its step as done."

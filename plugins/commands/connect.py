@@ -544,9 +544,10 @@ def disconnect_program(program: str, settings: Settings, notes: Notes, removed: 
     changes = disconnecting(settings, noted, wanted(program, settings, trees))
     changes = [change for change in changes if change.name not in users]
     real = [change for change in changes if change.after != change.before]
-    apply(settings, changes)
-    names, prefix = {row.name for row in noted}, git_prefix(settings.root) or ""
+    names = {row.name for row in noted}
     unnoted = [change for change in real if change.name not in names and change.name[0] != "~" and not change.after]
+    prefix = (git_prefix(settings.root) or "") if unnoted else ""  # raises before anything is written
+    apply(settings, changes)
     lines = [*(row.exclude for row in [*old, *gone]), *(line_of(prefix + change.name) for change in unnoted)]
     set_excluded(settings, [], [line for line in lines if line and line not in excluded])
     folders = [name for note in old for name in note.folders]

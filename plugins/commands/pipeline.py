@@ -46,6 +46,7 @@ from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._program import handling_signals
 from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins._words import counted
+from cco_sidecar_plugins.agents._agent_types import BUILT_IN
 from cco_sidecar_plugins.agents.launchers import DECIDING, find_program
 from cco_sidecar_plugins.agents.specialists import nearest_type
 from cco_sidecar_plugins.commands._client import Refused
@@ -57,6 +58,7 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
     done_result,
     in_one_line,
     is_done,
+    is_idle,
     silent_result,
 )
 from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_service
@@ -135,10 +137,12 @@ def command_run(options: argparse.Namespace) -> int:
 
 
 def check_program(hooks: Hooks, settings: Settings, agent_type: str) -> None:
-    """Raise StartError where the configured command of the first agent is not there, and no plugin gives another."""
+    """Raise StartError where the configured command of the first agent is not there, and neither a plugin nor a file of
+    the repository gives another.
+    """
     command = settings.command_of(agent_type)
     theirs = {row.plugin for row in hooks.implementations["agent_command"]} - DECIDING
-    if command and "{" not in command[0] and not theirs:
+    if command and "{" not in command[0] and not theirs and agent_type in BUILT_IN:
         try:
             find_program(command[0], settings.root)
         except OSError as error:
@@ -307,9 +311,14 @@ class Pipeline:
         """Whether a result was stored now for an agent that has ended and stored none itself."""
         made = self._made_by_service(agent["result_status"], agent["result_id"])
         done, silent = is_done(made), self._is_silent(agent)
-        if not done and (made or (silent and agent["state"] == "completed" and self._may_write(agent))):
+        self._idle.pop(agent["agent_id"], None)  # somebody may have stored its result since
+        if is_idle(made):
             self._idle[agent["agent_id"]] = next(iter(made.get("errors") or []), "")
         if done:
+            asked = {"issue_id": agent["issue_id"], "agent_type": agent["agent_type"], "limit": 1}
+            newest = self._issue.call("GET", "/api/results", query=asked)["results"]
+            if newest and newest[-1]["id"] != agent["result_id"]:
+                return False  # what was stored of its type since, by hand or by the next agent, stands
             self._store(agent, done_result(made, agent["result_id"]), "done")
         elif silent:
             self._report(agent)

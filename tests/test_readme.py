@@ -439,7 +439,7 @@ def test_a_repository_is_moved_as_the_readme_says(reader: Reader, known: dict[st
 @pytest.mark.parametrize("home", ["home", "machine"])
 def test_what_was_moved_knows_all_that_it_knew(reader: Reader, known: dict[str, Any], home: str) -> None:
     reader.read(PLACES[REMOVAL - 1])
-    with served(reader, reader.home / "work/greeter", getattr(reader, home)) as info:
+    with served(reader, reader.home / "moved/greeter", getattr(reader, home)) as info:
         assert info["project_id"] == "greeter"
         assert state(info["url"], known["token"]) | {"token": known["token"]} == known
         assert len(known["results"]) == len(known["agents"]) == 1 and len(known["events"]) >= 2
@@ -448,7 +448,7 @@ def test_what_was_moved_knows_all_that_it_knew(reader: Reader, known: dict[str, 
 def test_a_renamed_repository_keeps_its_state_by_its_project_id(reader: Reader, known: dict[str, Any]) -> None:
     reader.read(PLACES[REMOVAL - 1])
     renamed = reader.machine / "welcome"
-    shutil.copytree(reader.home / "work/greeter", renamed)
+    shutil.copytree(reader.home / "moved/greeter", renamed)
     (renamed / "cco.toml").write_text('project = "greeter"\n')
     digits = hashlib.sha256(os.fsencode(renamed)).hexdigest()[:12]
     reader.storage(reader.machine).rename(reader.storage(reader.machine).parent / f"greeter-{digits}")
@@ -461,9 +461,9 @@ def test_a_missing_secret_and_index_are_made_anew_and_all_tokens_end(reader: Rea
     storage = reader.storage()
     (storage / "jwt.secret").unlink()
     shutil.rmtree(storage / "index")
-    with served(reader, reader.home / "work/greeter", reader.home) as info:
+    with served(reader, reader.home / "moved/greeter", reader.home) as info:
         assert Client(info["url"], known["token"]).get("/api/results").status_code == 401
-        token = new_token(reader, reader.home / "work/greeter")
+        token = new_token(reader, reader.home / "moved/greeter")
         assert state(info["url"], token)["results"] == known["results"]
         assert Client(info["url"], token).get("/api/context/issue-1/test-engineer").ok
     assert list((storage / "index").iterdir())

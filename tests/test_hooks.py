@@ -1676,8 +1676,7 @@ def test_a_plugin_that_hangs_is_left_behind_and_after_some_calls_passed_over(
         assert "could not decide" in str(hooks.refusal(claims=None, permission=None, method="GET", path="/"))
     finally:
         module.gate.set()
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "plugin-hanging"])
-    assert ("hanging", []) in list(hooks.ask("next_agents", **facts))
+    until(lambda: ("hanging", []) in list(hooks.ask("next_agents", **facts)))  # whatever thread its calls were in
 
 
 def test_who_asks_a_plugin_that_hangs_waits_and_nobody_else(

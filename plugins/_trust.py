@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from cco_sidecar import write_file
@@ -30,11 +30,12 @@ def write_trust(storage: Path, certificate: Path) -> None:
     for place in filter(None, folders):  # curl heeds one of both
         with contextlib.suppress(OSError):
             known += map(str, sorted(Path(place).iterdir()))
-    if certificates_in(known).strip():
-        write_file(folder / TRUSTED, certificates_in([*known, str(certificate)]))
+    own = certificates_in([str(certificate)])
+    if before := certificates_in(known):
+        write_file(folder / TRUSTED, text_of([*before, *own]))
     else:  # programs have their own authorities, which such a file would take from them
         (folder / TRUSTED).unlink(missing_ok=True)
-    write_file(folder / ADDED, certificates_in([os.environ.get(ADDING, ""), str(certificate)]))
+    write_file(folder / ADDED, text_of([*certificates_in([os.environ.get(ADDING, "")]), *own]))
 
 
 def trusting(storage: Path) -> dict[str, str]:
@@ -63,14 +64,16 @@ def context_trusting(certificate: Path) -> ssl.SSLContext:
     return context
 
 
-def certificates_in(files: Iterable[str]) -> bytes:
-    """The certificates in those files that can be read, each once; no keys, which may stand beside them."""
+def certificates_in(files: Iterable[str]) -> list[bytes]:
+    """The certificates in those files that can be read; no keys, which may stand beside them."""
+    found: list[bytes] = []
+    for file in filter(os.path.isfile, files):
+        with contextlib.suppress(OSError):
+            content = Path(file).read_bytes()
+            found += re.findall(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----", content)
+    return found
 
-    def found() -> Iterator[bytes]:
-        for file in filter(os.path.isfile, files):
-            with contextlib.suppress(OSError):
-                yield from re.findall(
-                    rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----", Path(file).read_bytes()
-                )
 
-    return b"\n".join([*dict.fromkeys(found()), b""])
+def text_of(certificates: list[bytes]) -> bytes:
+    """Each of them once."""
+    return b"\n".join([*dict.fromkeys(certificates), b""])

@@ -184,7 +184,6 @@ class Pipeline:
         self._proposals: dict[str, list[Any]] = {}  # of each agent with a result: those that routing made after it
         self._plan = Plan(FIRST, options.until)
         self._made: dict[str, dict[str, Any]] = {}  # partial results by id: those that the service made
-        self._idle: dict[str, str] = {}  # agents that ended with 0 and stored nothing, and what else is known of them
         self._ordered: dict[str, str] = {}  # agents whose end we ordered, and why
         self._asked: set[str] = set()  # what agents ask people, and was told
         self._cursor = self._after_agent = ""
@@ -310,19 +309,16 @@ class Pipeline:
     def _speak_for(self, agent: dict[str, Any]) -> bool:
         """Whether a result was stored now for an agent that has ended and stored none itself."""
         made = self._made_by_service(agent["result_status"], agent["result_id"])
-        done, silent = is_done(made), self._is_silent(agent)
-        self._idle.pop(agent["agent_id"], None)  # somebody may have stored its result since
-        if is_idle(made):
-            self._idle[agent["agent_id"]] = next(iter(made.get("errors") or []), "")
-        if done:
+        if is_done(made):
             asked = {"issue_id": agent["issue_id"], "agent_type": agent["agent_type"], "limit": 1}
             newest = self._issue.call("GET", "/api/results", query=asked)["results"]
             if newest and newest[-1]["id"] != agent["result_id"]:
                 return False  # what was stored of its type since, by hand or by the next agent, stands
             self._store(agent, done_result(made, agent["result_id"]), "done")
-        elif silent:
+            return True
+        if silent := self._is_silent(agent):
             self._report(agent)
-        return bool(done or silent)
+        return silent
 
     def _is_silent(self, agent: dict[str, Any]) -> bool:
         """Ended without a result. One that was ended on purpose before we began is simply run again."""
@@ -353,11 +349,13 @@ class Pipeline:
         if unable := [agent for agent in self._agents.values() if agent["reason"] and agent["agent_id"] not in earlier]:
             return "failed", f"{unable[-1]['agent_type']} cannot work: {unable[-1]['reason']}"
         for name in plan.pending:
-            own = [agent_id for agent_id, agent in self._agents.items() if agent["agent_type"] == name][-2:]
-            if len(own) == 2 and self._idle.keys() >= set(own) and not earlier.intersection(own):
-                logs = self._link.client.command(f"agent logs {own[1]}")
+            own = [agent for agent in self._agents.values() if agent["agent_type"] == name][-2:]
+            made = [self._made_by_service(agent["result_status"], agent["result_id"]) for agent in own]
+            if len(own) == 2 and all(map(is_idle, made)) and not earlier.intersection(each["agent_id"] for each in own):
+                logs = self._link.client.command(f"agent logs {own[1]['agent_id']}")
                 words = f"{name} has ended twice with exit code 0 and stored no result"
-                words += f": {refused}" if (refused := self._idle[own[1]]) else ", and it changed no file"
+                refused = next(iter(made[1].get("errors") or []), "")
+                words += f": {refused}" if refused else ", and it changed no file"
                 advice = "a program that can neither call the service nor change files does no step of a pipeline"
                 advice = "the service's log and audit log name what refuses" if refused else advice
                 return "failed", f"{words}: `{logs}` shows what it did; {advice}"

@@ -230,6 +230,61 @@ def test_a_cursor_is_good_on_another_machine_at_once(team: Team, issue: str) -> 
         assert on_b.wait("fresh", since=cursor, filter=f"issue_id:{issue}", timeout=0)["events"] == []
 
 
+IN_BETWEEN = """
+import asyncio, typing
+from cco_sidecar import ApiError, Endpoint, Storage, hookimpl
+
+@hookimpl(trylast=True)
+def part_class(base):
+    if not issubclass(base, Endpoint):
+        return None
+
+    class Between(base):
+        async def work(self, path):
+            storage = self.sidecar.storage
+            kept = vars(storage).setdefault("_wake", lambda: None)  # nothing is applied until something is refused
+            try:
+                return await super().work(path)
+            except ApiError as error:
+                if self.body is None and error.status in (404, 410):
+                    vars(storage).pop("_wake", None)
+                    storage._wake()
+                    last = await asyncio.wrap_future(storage.log.call(storage.log.last()))
+                    while storage.follower.applied < last:
+                        await asyncio.sleep(0.001)
+                    self.set_header("X-Refused-First", "yes")
+                raise
+
+    return Between
+"""
+
+
+def test_what_comes_between_the_first_look_and_the_question_is_found(
+    nats: Servers, tmp_path: Path, make_team: Callable[..., Team]
+) -> None:
+    (tmp_path / "between").mkdir()
+    (tmp_path / "between" / "between.py").write_text(IN_BETWEEN)
+    team = make_team(nats.url, "--nats-prefix", f"between-{uuid.uuid4().hex[:8]}", "--agent-command", "sleep 60")
+    a, b = team.sidecar().start(), team.sidecar("--plugins", str(tmp_path / "between")).start()
+    on_a, on_b = a.client(), b.client()
+
+    def by_cursor() -> str:
+        return f"/api/events/wait/fresh?timeout=0&since={on_a.publish('fresh')['event_id']}"
+
+    def by_result() -> str:
+        return f"/api/results/{on_a.store()['id']}"
+
+    def by_agent() -> str:
+        return f"/api/agents/{on_a.spawn()['agent_id']}/status"
+
+    for written in (by_cursor, by_result, by_agent):
+        refused = 0
+        while not refused:  # what the service itself writes now and then applies everything, too
+            answer = on_b.get(written())
+            assert answer.status_code == 200, answer.text
+            refused = "X-Refused-First" in answer.headers
+
+
 def test_odd_names_mean_themselves_alone(team: Team, issue: str) -> None:
     a, b, _ = team.sidecars
     texts = ["*", ">", "a.>", "x.*.y", ":", " ", "$JS.API.>", "grün/\n", "\0", "x" * 256]

@@ -207,9 +207,11 @@ class ReplicatedStorage(GuardedStorage):
         for event, seq in events:
             self.observer(event, seq)
 
-    async def catch_up(self) -> bool:
-        """Apply what the log has at this moment; whether there was anything. False where it does not say so in time."""
-        before, deadline = self.follower.applied, time.monotonic() + self.log.API_SECONDS
+    async def catch_up(self, before: int) -> bool:
+        """Apply what the log has at this moment; whether more is applied than ``before``, the number of an entry. Less
+        is applied where the log does not answer in time.
+        """
+        deadline = time.monotonic() + self.log.API_SECONDS
         with contextlib.suppress(LogAway):
             last = await asyncio.wrap_future(self.log.call(self.log.last()))
             while self.follower.applied < last and time.monotonic() < deadline:
@@ -320,11 +322,12 @@ class CatchingUp(Endpoint):
     """Looks again for what is not there: another sidecar may have written it just now."""
 
     async def work(self, path: tuple[str, ...]) -> Any:
+        storage = typing.cast(ReplicatedStorage, self.sidecar.storage)
+        before = storage.follower.applied  # what is applied during the first look may have come too late for it
         try:
             return await super().work(path)
         except ApiError as error:
-            storage = typing.cast(ReplicatedStorage, self.sidecar.storage)
-            if self.body is not None or error.status not in (404, 410) or not await storage.catch_up():
+            if self.body is not None or error.status not in (404, 410) or not await storage.catch_up(before):
                 raise
             return await super().work(path)
 

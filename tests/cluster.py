@@ -77,7 +77,7 @@ class Node:
         """End it at once, also while it is paused."""
         if self.process:
             self.process.kill()
-            self.process.wait(15)
+            self.process.wait(60)
             self.process = None
 
     def pause(self) -> None:

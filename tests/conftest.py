@@ -346,16 +346,16 @@ class Service:
         return Client(self.url, self.token(agent_type, **claims))
 
     def stop(self) -> int:
-        """End it by SIGTERM; its exit code."""
+        """End it by SIGTERM; its exit code. What it may wait for takes up to 15 s, on a busy machine somewhat longer."""
         assert self.process
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(15)
+        return self.process.wait(60)
 
     def kill(self) -> None:
         assert self.process
         self.process.kill()
-        self.process.wait(15)
+        self.process.wait(60)
 
 
 @pytest.fixture(scope="module")

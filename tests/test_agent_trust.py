@@ -350,18 +350,17 @@ def test_a_keeper_that_stands_still_holds_up_spawns_alone(make_service: Callable
     try:
         with ThreadPoolExecutor(20) as threads:
             refused = [
-                threads.submit(service.client().post, "/api/agents/spawn", request(environment=large), timeout=40)
+                threads.submit(service.client().post, "/api/agents/spawn", request(environment=large), timeout=90)
                 for _ in range(20)
             ]
             until(lambda: architect.get("/status").json()["agents"]["active"] == 21)
             until(lambda: len(list((service.storage / "agents").glob("*/prompt"))) == 21)
             for number in range(10):
-                began = time.monotonic()
                 service.client("python-specialist").store(issue=f"issue-{number}")
                 assert architect.get(f"/api/context/issue-{number}/test-engineer").status_code == 200
                 assert architect.get("/status").status_code == 200
                 assert status(architect, lives)["state"] == "running"
-                assert time.monotonic() - began < 10
+                assert number or not all(future.done() for future in refused)
             answers = [future.result() for future in refused]
         assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(500, "AGT_001")}
         assert "no answer from the keeper" in answers[0].json()["message"]
@@ -373,9 +372,12 @@ def test_a_keeper_that_stands_still_holds_up_spawns_alone(make_service: Callable
 
 
 def test_a_service_stops_and_starts_again_beside_a_keeper_that_stands_still(
-    make_service: Callable[..., Service],
+    make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    service = make_service(*COMMAND)
+    (tmp_path / "more").mkdir()
+    patient = "from cco_sidecar_plugins.agents.keeper import Keeper\n\nKeeper.START_SECONDS = 600.0  # of cco_sidecar\n"
+    (tmp_path / "more/patient.py").write_text(patient)
+    service = make_service(*COMMAND, "--plugins", str(tmp_path / "more"))
     lives = spawn(service.client(), "hang")["agent_id"]
     (keeper,) = keepers(service)
     keeper.suspend()
@@ -383,7 +385,7 @@ def test_a_service_stops_and_starts_again_beside_a_keeper_that_stands_still(
         with ThreadPoolExecutor(3) as threads:
             for _ in range(3):
                 large = {"LARGE": "x" * 100_000}
-                threads.submit(service.client().post, "/api/agents/spawn", request(environment=large), timeout=40)
+                threads.submit(service.client().post, "/api/agents/spawn", request(environment=large), timeout=90)
             until(lambda: len(list((service.storage / "agents").glob("*/prompt"))) == 4)
             assert service.stop() == 0, service.log  # who waits for a keeper does so for longer
         service.start()

@@ -43,7 +43,7 @@ from agent_harness import (
 )  # fmt: skip
 from conftest import PROJECT, Client, Service, body_of, git_alone, plugin, serving, until
 
-from cco_sidecar import Running, iso, json_size
+from cco_sidecar import iso, json_size
 
 __all__ = ["nothing_left"]
 keeper = plugin("keeper")
@@ -593,19 +593,22 @@ def test_who_ignores_sigterm_is_killed_after_a_grace(architect: Client, issue: s
 @pytest.mark.parametrize(
     ("task", "asked_before"), [("ignore", False), ("ignore", True), ("hang", False), ("family", False)]
 )
-def test_an_end_by_force_leaves_no_grace(architect: Client, issue: str, task: str, asked_before: bool) -> None:
-    spawned = spawn(architect, task, issue)
+def test_an_end_by_force_leaves_no_grace(
+    make_service: Callable[..., Service], tmp_path: Path, task: str, asked_before: bool
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/patient.py").write_text("import cco_sidecar\ncco_sidecar.Running.grace = 600.0\n")
+    architect = make_service(*COMMAND, "--plugins", str(tmp_path / "more")).client()
+    spawned = spawn(architect, task)
     says(architect, spawned["agent_id"], {"ignore": "ignoring", "hang": "hanging"}.get(task, task))
     members, path = tree(spawned["process_id"]), f"/api/agents/{spawned['agent_id']}"
     if asked_before:
         assert architect.delete(path).json()["ending"]
         time.sleep(0.3)
         assert alive(members)
-    began = time.monotonic()
     answer = architect.delete(f"{path}?force=true")
     assert answer.status_code == 202 and answer.json()["ending"]
     until(lambda: not alive(members))
-    assert time.monotonic() - began < Running.grace - 1
     ended = state(architect, spawned["agent_id"])
     assert (ended["state"], ended["signal"]) == ("killed", signal.SIGKILL)
     assert architect.delete(f"{path}?force=true").json()["ending"] is False
@@ -985,7 +988,7 @@ def test_a_kill_between_an_end_and_its_record_loses_nothing(
     agents = [spawn_waiting(service.client(), task, gate) for task, *_ in ENDS]
     (tmp_path / "fault").touch()
     gate.touch()
-    assert service.process and service.process.wait(15) == -signal.SIGKILL
+    assert service.process and service.process.wait(60) == -signal.SIGKILL
     (tmp_path / "fault").unlink()
     service.start()
     for agent_id, (_, *known) in zip(agents, ENDS, strict=True):
@@ -1412,15 +1415,22 @@ def test_a_stop_that_is_to_end_agents_leaves_none_however_long_a_look_at_process
 
 HANGING_LOOKS = """
 import asyncio
+from pathlib import Path
 from cco_sidecar import *
 
 @hookimpl
 def part_class(base):
     class HangingAgain(base):
-        looks = 0
+        looks = looks_since_asked = 0
+
+        def look(self, running):
+            if "deaf" in told():
+                running.row["time_limit"] = 0.0
+            super().look(running)
 
         async def members(self, running):
-            running.grace = 1.5
+            self.looks_since_asked += "asked" in told()
+            running.grace = 1.5 if self.looks_since_asked > 2 else 600.0
             self.looks += 1
             if self.looks % 2 == 0:
                 await asyncio.sleep(1)
@@ -1428,6 +1438,9 @@ def part_class(base):
             return await super().members(running)
 
     return HangingAgain if issubclass(base, Processes) else None
+
+def told():
+    return Path(TOLD).read_text() if Path(TOLD).exists() else ""
 """
 DEAF = """
 import signal, sys, time
@@ -1443,9 +1456,9 @@ def test_looks_that_time_out_begin_no_grace_anew_and_nobody_is_asked_twice(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
     (tmp_path / "more").mkdir()
-    (tmp_path / "more/hanging.py").write_text(HANGING_LOOKS)
+    (tmp_path / "more/hanging.py").write_text(f"TOLD = {str(tmp_path / 'told')!r}\n{HANGING_LOOKS}")
     command = ("--agent-command", json.dumps([sys.executable, "-c", DEAF, str(tmp_path / "told")]))
-    service = make_service(*command, "--agent-timeout", "5", "--plugins", str(tmp_path / "more"))
+    service = make_service(*command, "--plugins", str(tmp_path / "more"))
     client = service.client()
     agent_id = client.spawn()["agent_id"]
     until(lambda: status(client, agent_id)["ended_at"])

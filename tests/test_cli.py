@@ -969,7 +969,7 @@ def test_a_wait_for_an_agent_that_is_cut_short_says_that_it_goes_on_and_how_to_s
     try:
         assert waiting.stderr.readline() == "working on slow 0\n"
         waiting.send_signal(signal.SIGINT)
-        shown, said = waiting.communicate(timeout=15)
+        shown, said = waiting.communicate(timeout=60)
         assert (waiting.returncode, shown) == (130, "") and f"cco: {agent} goes on: " in said
         words = re.findall(r"`[^`]+ (agent [^`]+)`", said)
         assert [each.split()[1] for each in words] == ["logs", "kill"]
@@ -1064,8 +1064,8 @@ def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_kille
     until(lambda: lines() == ["working on slow 0"] and parts())
     assert follower.poll() is None
     (tmp_path / "gate").touch()
-    assert follower.wait(15) == 0 and lines() == ["working on slow 0", "done"]
-    assert reader.wait(15) == 0
+    assert follower.wait(60) == 0 and lines() == ["working on slow 0", "done"]
+    assert reader.wait(60) == 0
     assert "".join(json.loads(part)["text"] for part in parts()) == "working on slow 0\ndone\n"
 
     stamped = here.run(
@@ -1225,7 +1225,7 @@ def test_a_command_that_is_interrupted_says_nothing_and_leaves_nothing(
         assert process.stdout
         until(waits) if words.startswith("wait") else process.stdout.readline()
         process.send_signal(number)
-        assert (process.communicate(timeout=15)[1], process.returncode) == (b"", 128 + number)
+        assert (process.communicate(timeout=60)[1], process.returncode) == (b"", 128 + number)
         assert not list(tmp_path.glob("cco-demo-*"))
         until(lambda: {process.pid for process in marked_processes()} <= before)
     finally:
@@ -1287,7 +1287,7 @@ def test_a_change_that_is_interrupted_says_how_to_see_what_became_of_it(tmp_path
     try:
         until((tmp_path / "ours/asked").exists)
         command.send_signal(signal.SIGINT)
-        _, said = command.communicate(timeout=15)
+        _, said = command.communicate(timeout=60)
         assert command.returncode == 130 and re.search(rf"done all the same: `[^`]+ {shown}` shows it\n$", said), said
     finally:
         (tmp_path / "ours/gate").touch()
@@ -1347,7 +1347,7 @@ def test_output_that_nobody_reads_any_more_is_no_error(here: Here) -> None:
     process.stdout.close()
     said = process.stderr.read()
     process.stderr.close()
-    assert (process.wait(15), said) == (0, b"")
+    assert (process.wait(60), said) == (0, b"")
 
 
 # -- what the running service alone knows

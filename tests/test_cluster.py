@@ -426,10 +426,8 @@ def test_an_agent_whose_machine_is_away_is_not_ended_and_its_machine_is_named(te
     a = team.sidecars[0]
     until(lambda: state(a, agent) == "running")
     away.kill()
-    began = time.monotonic()
     answer = a.client().delete(f"/api/agents/{agent}")
     assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1, answer.text
-    assert time.monotonic() - began < 15
     away.start()  # it adopts its own
     until(lambda: state(a, agent) == "running")
     until(lambda: a.client().delete(f"/api/agents/{agent}").status_code == 202)
@@ -742,12 +740,11 @@ def test_a_server_that_is_away_at_the_start_and_later_stops_writing_alone(
 
 
 def refuses_to_write_and_reads(sidecar: Service, waits: int) -> None:
-    client, began = sidecar.client(), time.monotonic()
+    client = sidecar.client()
     event = client.post("/api/events/away", {"publisher": "tester", "topic": "test", "data": {}})
     result = client.post("/api/results", body_of("issue-1"))
     for answer in (event, result):
         assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1, answer.text
-    assert time.monotonic() - began < 15
     for path in ("/status", "/api/results", "/api/context/issue-1/chief-architect"):
         assert client.get(path).status_code == 200, path
     assert client.get("/api/events/wait/away", timeout=0).status_code == waits

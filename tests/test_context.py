@@ -757,7 +757,10 @@ def test_a_cache_of_size_zero_keeps_nothing(make_service: MakeService) -> None:
 SLOW_PLUGIN = """
 import time
 from pathlib import Path
-from cco_sidecar import hookimpl
+from cco_sidecar import Hooks, hookimpl
+
+for hooks in Hooks.__subclasses__():
+    hooks.TIMEOUT = 60.0
 
 @hookimpl(trylast=True)
 def context_section(request):
@@ -766,7 +769,7 @@ def context_section(request):
     if request.issue_id.startswith("slow"):
         time.sleep(1.5)
     if request.issue_id.startswith("held"):
-        until = time.monotonic() + 4
+        until = time.monotonic() + 25
         while not Path({log!r}).with_name("go").exists() and time.monotonic() < until:
             time.sleep(0.01)
     return {{"counted": len(request.outputs)}}

@@ -79,15 +79,22 @@ def test_only_matching_waiters_wake(setup: str, service: Service, architect: Cli
     clients = {name: service.client("chief-architect", sub=name.replace(" ", "-")) for name in calls}
     answers = {
         name: in_background(
-            lambda client=clients[name], type=type, filter=filter: client.wait(type, filter=filter, timeout=3000)
+            lambda client=clients[name], type=type, filter=filter: client.wait(type, filter=filter, timeout=25_000)
         )
         for name, (type, filter) in calls.items()
     }
     parked(architect, len(calls))
     published = architect.publish("precise", {"issue_id": issue, "marker": "x"})
     assert set(published["subscribers_notified"]) == {name.replace(" ", "-") for name in woken}
-    for name, answer in answers.items():
-        assert bool(answer()["events"]) is (name in woken), name
+    for name in woken:
+        assert ids(answers[name]()) == [published["event_id"]], name
+    parked(architect, len(calls) - len(woken))
+    others = [
+        architect.publish("precise", {"issue_id": "other", "marker": "x"}),
+        architect.publish("imprecise", {"issue_id": issue}),
+    ]
+    for name in calls.keys() - woken:
+        assert ids(answers[name]()) == [others[name == "other type"]["event_id"]], name
     parked(architect, 0)
 
 

@@ -480,11 +480,30 @@ def test_what_comes_after_is_no_reason_to_end_a_program_that_runs() -> None:
         assert launchers.agent_failure(agent, written.splitlines(), "nowhere") is None
 
 
-def test_an_agent_whose_time_is_over_says_what_its_model_answered(make_service: Callable[..., Service]) -> None:
+OVER_ONCE_WRITTEN = """
+from cco_sidecar import Agents, hookimpl
+from cco_sidecar_plugins.agents.keeper import output_of
+
+@hookimpl
+def part_class(base):
+    class Over(base):
+        async def tend(self, running):
+            if output_of(self, running.row["id"]).size():
+                running.row["time_limit"] = 0.0
+            await super().tend(running)
+
+    return Over if issubclass(base, Agents) else None
+"""
+
+
+def test_an_agent_whose_time_is_over_says_what_its_model_answered(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/over.py").write_text(OVER_ONCE_WRITTEN)
     code = "import sys, time; print(eval(sys.argv[1]), flush=True); time.sleep(600)"
-    service = make_service(
-        "--agent-command", json.dumps([sys.executable, "-c", code, "{task}"]), "--agent-timeout", "2"
-    )
+    command = json.dumps([sys.executable, "-c", code, "{task}"])
+    service = make_service("--agent-command", command, "--plugins", str(tmp_path / "more"))
     client = service.client()
     overloaded = 'timestamp=1 level=ERROR run=1 error.error="AI_APICallError: Overloaded"'
     for written, reason in ((overloaded, "its model refused or failed: Overloaded"), ("I still read", None)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import mcp as mcp_sdk
+import psutil
 import pytest
 import requests
 from agent_harness import COMMAND, nothing_left, spawn, state
@@ -426,15 +429,23 @@ def test_a_policy_is_asked_for_what_a_tool_does_and_what_has_begun_is_done(
         "from cco_sidecar import hookimpl\n@hookimpl\ndef permission_policy(claims, method, path):\n"
         "    frozen = claims.agent_type == 'test-engineer' and path == '/api/results' and method == 'POST'\n"
         "    return 'frozen' if frozen else None\n"
-        "@hookimpl\ndef next_agents():\n    import time\n    time.sleep(4)\n"
+        f"@hookimpl\ndef next_agents():\n    import os, time\n    open({str(tmp_path / 'begun')!r}, 'w').close()\n"
+        f"    while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n"
     )
     service = make_service("--plugins", str(tmp_path / "plugins"))
     tester, coder = Mcp(service.client("test-engineer")), service.client("python-specialist")
     done = {"issue_id": "i", "status": "success"}
     assert tester.outcome("store_result", **done) == (True, "AUTH_003: Refused by policy: frozen")
     assert "0 results" in tester.call("results")
-    with pytest.raises(requests.Timeout):
-        coder.post("/mcp", older(name="store_result", arguments=done), headers=ACCEPT, timeout=2)
+    with contextlib.closing(http.client.HTTPConnection(service.url.removeprefix("http://"))) as hangs_up:
+        headers = {"Authorization": f"Bearer {coder.token}", "Content-Type": "application/json", **ACCEPT}
+        hangs_up.request("POST", "/mcp", json.dumps(older(name="store_result", arguments=done)), headers)
+        until((tmp_path / "begun").exists)
+        assert service.process
+        connections = psutil.Process(service.process.pid).net_connections
+        port = hangs_up.sock.getsockname()[1]
+    until(lambda: port not in [row.raddr.port for row in connections("tcp") if row.raddr])
+    (tmp_path / "go").touch()
     until(lambda: service.client().get("/api/results", issue_id="i").json()["results"])
 
 

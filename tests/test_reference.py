@@ -621,7 +621,7 @@ def test_the_complete_agent_workflow_runs(service: Service, issue: str) -> None:
         WORKFLOW_EVENT | {"data": {"issue_id": issue, "status": "success", "files_changed": 2}},
     )
     assert event.status_code == 202
-    background.join(15)
+    background.join(60)
     assert heard, "the subscription in the background was not answered"
     assert [item["event_id"] for item in heard[0]["events"]] == [event.json()["event_id"]]
 

@@ -278,12 +278,15 @@ SLOW = """
 import time
 from pathlib import Path
 from cco_sidecar import hookimpl
+from cco_sidecar_plugins._hooks import SafeHooks
+
+SafeHooks.TIMEOUT = 60.0
 
 @hookimpl
 def next_agents(submission):
     if submission["issue_id"] == "slow":
         Path("BEGUN").touch()
-        until = time.monotonic() + 4
+        until = time.monotonic() + 30
         while not Path("GO").exists() and time.monotonic() < until:
             time.sleep(0.01)
 """

@@ -988,7 +988,7 @@ def test_a_kill_between_an_end_and_its_record_loses_nothing(
     agents = [spawn_waiting(service.client(), task, gate) for task, *_ in ENDS]
     (tmp_path / "fault").touch()
     gate.touch()
-    assert service.process and service.process.wait(60) == -signal.SIGKILL
+    assert service.process and service.process.wait(120) == -signal.SIGKILL
     (tmp_path / "fault").unlink()
     service.start()
     for agent_id, (_, *known) in zip(agents, ENDS, strict=True):
@@ -1279,7 +1279,7 @@ def test_the_keeper_hears_of_ends_that_interrupt_no_read(tmp_path: Path, orders:
         os.set_blocking(process.stdout.fileno(), False)
         until(lambda: process.send_signal(signal.SIGCHLD) or process.stdout.read())
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.wait()

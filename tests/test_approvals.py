@@ -227,7 +227,7 @@ def test_whoever_follows_an_agent_is_told_once_what_it_asks_and_how_it_is_answer
     asked.append(ask(asker, "Which?", kind="question", choices=["red", "blue"], issue_id=issue))
     until(lambda: all("where TEXT is one of red, blue" in (tmp_path / f"err{n}").read_text() for n in range(2)))
     person.delete(f"/api/agents/{row['agent_id']}")
-    assert [process.wait(30) for process in followers] == [143, 0]
+    assert [process.wait(120) for process in followers] == [143, 0]
     for number in range(2):
         told = [line for line in (tmp_path / f"err{number}").read_text().splitlines() if "asks: " in line]
         assert [line.partition(";")[0] for line in told] == [

@@ -127,7 +127,7 @@ def test_a_service_whose_audit_log_cannot_be_opened_does_not_start(
     service = Service(repository, tmp_path / "storage")
     with pytest.raises(AssertionError):
         service.start()
-    assert service.process and service.process.wait(60) == 2
+    assert service.process and service.process.wait(120) == 2
     assert "cco: the audit log in " in service.log and "Traceback" not in service.log
 
 

@@ -1064,8 +1064,8 @@ def test_the_log_of_a_running_agent_is_followed_to_its_end_and_an_agent_is_kille
     until(lambda: lines() == ["working on slow 0"] and parts())
     assert follower.poll() is None
     (tmp_path / "gate").touch()
-    assert follower.wait(60) == 0 and lines() == ["working on slow 0", "done"]
-    assert reader.wait(60) == 0
+    assert follower.wait(120) == 0 and lines() == ["working on slow 0", "done"]
+    assert reader.wait(120) == 0
     assert "".join(json.loads(part)["text"] for part in parts()) == "working on slow 0\ndone\n"
 
     stamped = here.run(
@@ -1347,7 +1347,7 @@ def test_output_that_nobody_reads_any_more_is_no_error(here: Here) -> None:
     process.stdout.close()
     said = process.stderr.read()
     process.stderr.close()
-    assert (process.wait(60), said) == (0, b"")
+    assert (process.wait(120), said) == (0, b"")
 
 
 # -- what the running service alone knows

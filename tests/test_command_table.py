@@ -667,5 +667,5 @@ def test_a_service_serves_whatever_becomes_of_its_output(tmp_path: Path, reposit
         assert not any(each.startswith((str(storage), "anon_inode:", "socket:")) for each in held), held
     finally:
         os.kill(info["pid"], signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     assert not (storage / "sidecar.json").exists()

@@ -381,10 +381,12 @@ def test_a_session_of_claude_speaks_with_the_service_of_its_work_tree_or_else_of
     def told_in(tree: Desk) -> str:
         call = {"name": "store_result", "arguments": {"issue_id": "tree-1", "status": "success"}}
         message = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call})
-        done = subprocess.run(
-            desk.entry()[1], input=message + "\n", cwd=tree.root, env=desk.env, capture_output=True, text=True
-        )
-        return done.stdout + done.stderr
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(desk.entry()[1], cwd=tree.root, env=desk.env, **streams) as bridge:
+            assert bridge.stdin and bridge.stdout
+            bridge.stdin.write(message + "\n")
+            bridge.stdin.flush()
+            return bridge.stdout.readline()  # before its input ends, after which it gives answers some seconds
 
     def count_of(service: Service) -> int:
         return len(service.client().get("/api/results", issue_id="tree-1").json()["results"])
@@ -642,7 +644,7 @@ class Bridge:
     def end(self) -> None:
         assert self.process.stdin
         self.process.stdin.close()
-        assert self.process.wait(20) == 0
+        assert self.process.wait(120) == 0
 
 
 @pytest.fixture
@@ -781,7 +783,7 @@ def test_a_request_whose_answer_is_cut_or_broken_is_answered(service: Service) -
         assert bridge.process.stdin and bridge.process.stdout
         bridge.process.stdin.close()
         assert bridge.process.stdout.read() == "", "what was answered is not answered again"
-        assert bridge.process.wait(20) == 0
+        assert bridge.process.wait(120) == 0
 
 
 def test_a_request_during_which_the_service_is_killed_is_answered(service: Service, bridge: Bridge) -> None:

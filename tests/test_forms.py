@@ -504,7 +504,7 @@ def test_events_subscribe_with_a_limit_goes_on_until_it_has_so_many(world: World
             published = client.publish("step", {"issue_id": issue, "n": number})["event_id"]
             if number < 3:
                 assert json.loads(process.stdout.readline())["event_id"] == published
-        assert process.wait(20) == 0 and process.stdout.read() == ""
+        assert process.wait(120) == 0 and process.stdout.read() == ""
 
 
 def test_events_list_filters_limits_and_begins_at_a_time(world: World, client: Client, issue: str) -> None:

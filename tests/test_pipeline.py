@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -357,7 +358,7 @@ def test_an_issue_goes_from_the_architect_to_the_documentation(runs: Runs, serve
 
 def test_with_no_service_it_starts_one_and_leaves_no_process(runs: Runs) -> None:
     process = runs.start("--issue", "i-1", "--agent-command", TEAM, script={}, CCO_SIDECAR_AGENT_COMMAND="false")
-    assert process.wait(60) == 0, runs.output(process, "err")
+    assert process.wait(120) == 0, runs.output(process, "err")
     shown = runs.output(process)
     assert "a service of its own" in shown and runs.output(process, "err") == ""
     rows = [line.split() for line in shown.partition("\n\n")[2].splitlines()]
@@ -376,7 +377,7 @@ def test_with_no_service_it_starts_one_and_leaves_no_process(runs: Runs) -> None
 ])  # fmt: skip
 def test_what_its_own_service_warns_of_is_in_its_output_once(runs: Runs, more: list[str], told: str) -> None:
     process = runs.start("--issue", "issue-1", "--until", "chief-architect", *more, script={})
-    process.wait(60)
+    process.wait(120)
     assert len(re.findall(f"the service warns: .*{told}", runs.output(process))) == 1, runs.output(process)
 
 
@@ -389,7 +390,7 @@ def test_what_an_agent_asks_is_told_once_with_the_command_that_answers_it(runs: 
 
     until(lambda: len(told()) == 3)
     runs.open_gate()
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     for note, (asked, command) in zip(
         told(),
         [
@@ -714,7 +715,7 @@ def test_an_agent_that_somebody_ends_has_failed(runs: Runs, served: Service) -> 
     process = runs.start("--format", "json", "--issue", "i-1", "--retries", "0", script={"chief-architect": ["hang"]})
     agent = at_the_gate(runs, process, "chief-architect")["agent_id"]
     assert served.client().delete(f"/api/agents/{agent}").status_code == 202
-    assert process.wait(30) == 1
+    assert process.wait(120) == 1
     (row,) = shown_in_pairs(runs.events(process))[-1]["agents"]
     assert row["decision"].startswith("chief-architect was ended from outside without storing a result")
 
@@ -733,13 +734,13 @@ def test_it_waits_for_room_among_the_agents(runs: Runs, make_service: Callable[.
     waiting = until(lambda: runs.events(process, "waiting"))[0]
     assert "--max-agents" in waiting["reason"] and waiting["seconds"] == 5
     runs.open_gate()
-    assert process.wait(30) == 0 and runs.worked() == ["go-specialist", "chief-architect"]
+    assert process.wait(120) == 0 and runs.worked() == ["go-specialist", "chief-architect"]
 
 
 def test_room_that_an_issue_will_never_have_is_not_waited_for(runs: Runs, make_service: Callable[..., Service]) -> None:
     make_service("--max-agents-per-issue", "2", env=runs.env)
     process = runs.start("--issue", "i-1", script={})
-    assert process.wait(30) == 1 and runs.worked() == ALL[:2]
+    assert process.wait(120) == 1 and runs.worked() == ALL[:2]
     assert "--max-agents-per-issue allows no more" in runs.output(process, "err")
 
 
@@ -820,7 +821,7 @@ def test_the_runner_is_killed_and_the_next_one_waits_for_the_running_agent(runs:
     again = runs.start("--format", "json", "--issue", "i-1")
     until(lambda: [event for event in runs.events(again, "agent_output") if event["agent_id"] == agent])
     runs.open_gate()
-    assert again.wait(60) == 0 and runs.worked() == ALL
+    assert again.wait(120) == 0 and runs.worked() == ALL
     shown_in_pairs(runs.events(again))
     assert [event["agent_id"] for event in runs.events(again, "agent_found")] == [agent]
 
@@ -850,7 +851,7 @@ def test_the_runner_and_with_it_its_service_are_killed(runs: Runs) -> None:
     until(lambda: [event for event in runs.events(again, "agent_output") if event["agent_id"] == agent])
     assert not alive([service]) and runs.service(again).pid != service.pid
     runs.open_gate()
-    assert again.wait(60) == 0 and runs.worked() == ALL
+    assert again.wait(120) == 0 and runs.worked() == ALL
     until(lambda: not marked_processes())
     shown_in_pairs(runs.events(again))
 
@@ -887,7 +888,7 @@ def test_an_agent_that_ends_well_while_there_is_no_service_is_not_run_again(
     served.start()
     if runner_dies:
         process = runs.start(*words)
-    assert process.wait(60) == 0, runs.output(process, "err")
+    assert process.wait(120) == 0, runs.output(process, "err")
     (row,) = shown_in_pairs(runs.events(process))[-1]["agents"]
     assert (row["agent_id"], row["state"], row["status"]) == (agent["agent_id"], "completed", "success")
     assert runs.worked() == ["documentation-expert"]
@@ -900,7 +901,7 @@ def test_a_service_that_is_killed_and_started_again_is_waited_for(runs: Runs, se
     until(lambda: runs.events(process, "waiting"))
     served.start()
     runs.open_gate()
-    assert process.wait(60) == 0, runs.output(process, "err")
+    assert process.wait(120) == 0, runs.output(process, "err")
     assert runs.worked() == ALL
     shown_in_pairs(runs.events(process))
 
@@ -920,7 +921,7 @@ def test_an_agent_that_ends_around_a_restart_is_not_run_again(
         until(lambda: not psutil.pid_exists(agent["pid"]))
     served.start()
     runs.open_gate()
-    assert process.wait(60) == 0, runs.output(process, "err")
+    assert process.wait(120) == 0, runs.output(process, "err")
     (row,) = runs.events(process)[-1]["agents"]
     assert runs.worked() == ["documentation-expert"] and (row["state"], row["status"]) == ("completed", "success")
 
@@ -932,7 +933,7 @@ def test_its_own_service_is_started_again(runs: Runs) -> None:
     first.kill()
     until(lambda: (info := read_sidecar_json(runs.storage)) and info.pid != first.pid)
     runs.open_gate()
-    assert process.wait(60) == 0, runs.output(process, "err")
+    assert process.wait(120) == 0, runs.output(process, "err")
     assert runs.worked() == ALL
     until(lambda: not marked_processes())
     shown_in_pairs(runs.events(process))
@@ -942,7 +943,7 @@ def test_a_service_that_stays_away_is_exit_code_3(runs: Runs, served: Service) -
     process = runs.start("--format", "json", "--issue", "i-1", "--patience", "0", script={"chief-architect": ["gate"]})
     at_the_gate(runs, process, "chief-architect")
     served.kill()
-    assert process.wait(30) == 3
+    assert process.wait(120) == 3
     assert "is not reachable" in runs.output(process, "err") and runs.events(process)[-1]["exit_code"] == 3
     runs.open_gate()
     assert runs.run("--issue", "i-1", "--until", "architect")[-1]["state"] == "reached"
@@ -958,7 +959,7 @@ def test_a_runner_that_slept_for_longer_than_its_token_lives_goes_on(runs: Runs,
     expired = time.time() + 4  # a token of 1 second may be over before a busy machine sends it
     until(lambda: time.time() > expired)
     process.send_signal(signal.SIGCONT)
-    assert process.wait(30) == 0, runs.output(process, "err")
+    assert process.wait(120) == 0, runs.output(process, "err")
     assert "AUTH_002" not in runs.output(process, "err") and " 401 " in served.log
 
 
@@ -980,7 +981,7 @@ def test_an_agent_of_somebody_else_is_found_and_shown_as_ended(runs: Runs, serve
     (found,) = until(lambda: runs.events(process, "agent_found"))
     assert found["agent_id"] == agent and found["pid"]
     runs.open_gate()
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     assert [row["agent_id"] for row in shown_in_pairs(runs.events(process))[-1]["agents"]] == [agent]
 
 
@@ -1027,13 +1028,13 @@ def test_a_second_pipeline_may_have_the_same_options_as_the_first(runs: Runs) ->
     events = runs.run("--issue", "i-2", "--until", "architect", *options, script={})
     assert events[0]["service"] == "running" and events[-1]["state"] == "reached"
     runs.open_gate()
-    assert first.wait(60) == 0 and shown_in_pairs(runs.events(first))[-1]["state"] == "done"
+    assert first.wait(120) == 0 and shown_in_pairs(runs.events(first))[-1]["state"] == "done"
     assert runs.run("--issue", "i-1", "--max-agents", "4")[-1]["state"] == "done"  # the service has gone: another one
 
 
 def test_how_to_go_on_is_said_with_the_options_of_its_own_service(runs: Runs) -> None:
     process = runs.start("--issue", "i-1", "--rounds", "1", "--max-agents", "3", "--no-watch", script={})
-    assert process.wait(30) == 1
+    assert process.wait(120) == 1
     words = runs.output(process).partition("cco_sidecar.py run ")[2].partition("`")[0]
     assert shlex.split(words)[:2] == ["--issue", "i-1"] and "--max-agents 3" in words and "--no-watch" in words
     command = [sys.executable, str(MODULE), "run", *shlex.split(words)]
@@ -1051,7 +1052,7 @@ def test_two_pipelines_on_one_issue_are_one_too_many(runs: Runs, served: Service
     at_the_gate(runs, process, "chief-architect")
     assert "a pipeline for i-1 is already running" in runs.refuse("--issue", "i-1", code=1)
     runs.open_gate()
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
 
 
 def test_a_service_that_another_pipeline_still_uses_stays_until_that_has_ended(runs: Runs) -> None:
@@ -1064,14 +1065,63 @@ def test_a_service_that_another_pipeline_still_uses_stays_until_that_has_ended(r
     second = runs.start(*words.split(), script={"go-specialist": ["hang"]})
     agent = at_the_gate(runs, second, "go-specialist")
     runs.open_gate()
-    assert first.wait(30) == 0
+    assert first.wait(120) == 0
     assert "another pipeline uses the service" in runs.events(first)[-1]["reason"]
     assert alive([service]) and second.poll() is None
     os.kill(agent["pid"], signal.SIGTERM)  # fails, is tried again
     until(lambda: len(runs.events(second, "agent_started")) == 2)
     second.send_signal(signal.SIGTERM)
-    assert second.wait(30) == runs.events(second)[-1]["exit_code"] == 143
+    assert second.wait(120) == runs.events(second)[-1]["exit_code"] == 143
     until(lambda: not alive([service]))
+
+
+HOLDS = """
+import fcntl, sys, time
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.HOW)
+print(flush=True)
+time.sleep(SECONDS)
+"""
+
+
+@pytest.mark.parametrize(
+    ("service_does", "shared", "seconds", "ends"),
+    [
+        (("LOCK_UN", "600"), False, 2.0, -signal.SIGKILL),
+        (("LOCK_UN", "600"), True, 60.0, None),
+        (("LOCK_EX", "2"), False, 60.0, 0),
+    ],
+    ids=["it hangs", "another pipeline uses it", "it stops"],
+)
+def test_a_service_that_has_not_ended_is_another_pipelines_where_one_shares_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service_does: tuple[str, str], shared: bool, seconds: float,
+    ends: int | None,
+) -> None:  # fmt: skip
+    ours, told = plugin("_pipeline_service"), []
+    link = object.__new__(ours.Link)
+    link._settings, link._view = (
+        SimpleNamespace(storage=tmp_path),
+        SimpleNamespace(tell=lambda *_, **said: told.append(said)),
+    )
+    monkeypatch.setattr(ours.Link, "STOP_SECONDS", seconds)
+    ours.pipelines_folder(link._settings).mkdir()
+
+    def holder(how: str, seconds: str) -> subprocess.Popen[bytes]:
+        code = HOLDS.replace("HOW", how).replace("SECONDS", seconds)
+        words = [sys.executable, "-c", code, str(ours.users_file(link._settings))]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, env=clean_environment())
+        assert process.stdout and process.stdout.readline() == b"\n"
+        return process
+
+    others = [holder("LOCK_SH", "600")] if shared else []
+    service = holder(*service_does)
+    try:
+        link._wait_for_stop(service)
+        assert (service.poll(), len(told)) == (ends, int(shared))
+    finally:
+        for process in [service, *others]:
+            process.kill()
+            process.wait()
 
 
 # -- interruptions
@@ -1080,7 +1130,7 @@ def test_a_service_that_another_pipeline_still_uses_stays_until_that_has_ended(r
 def test_a_run_that_is_to_end_with_its_input_ends_where_that_cannot_be_read(runs: Runs, tmp_path: Path) -> None:
     with (tmp_path / "written").open("wb") as only_written:
         process = runs.start("--issue", "i-1", "--until-eof", script={"chief-architect": ["hang"]}, stdin=only_written)
-    assert process.wait(60) in (130, 143), runs.output(process, "err")
+    assert process.wait(120) in (130, 143), runs.output(process, "err")
     assert "Traceback" not in runs.output(process, "err")
 
 
@@ -1088,7 +1138,7 @@ def test_ctrl_c_ends_the_agent_and_leaves_nothing_running(runs: Runs) -> None:
     process = runs.start("--format", "json", "--issue", "i-1", script={"chief-architect": ["hang", "success"]})
     at_the_gate(runs, process, "chief-architect")
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(120) == 130
     until(lambda: not marked_processes())
     assert runs.output(process, "err") == ""
     end = shown_in_pairs(runs.events(process))[-1]
@@ -1109,7 +1159,7 @@ def test_a_second_ctrl_c_ends_at_once(runs: Runs, served: Service) -> None:
     process.send_signal(signal.SIGINT)
     until(lambda: f"DELETE /api/agents/{agent}" in served.log)
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130 and not runs.events(process, "pipeline_ended")
+    assert process.wait(120) == 130 and not runs.events(process, "pipeline_ended")
     until(lambda: served.client().get(f"/api/agents/{agent}/status").json()["state"] == "killed", 30)
 
 
@@ -1120,7 +1170,7 @@ def test_a_reader_that_goes_away_ends_the_agent_too(runs: Runs, style: str, act:
     os.close(writer)
     until(lambda: "chief-architect" in runs.worked())
     os.close(reader)
-    assert process.wait(60) == 130, runs.output(process, "err")
+    assert process.wait(120) == 130, runs.output(process, "err")
     until(lambda: not marked_processes())
 
 
@@ -1183,7 +1233,7 @@ def test_a_standard_output_that_is_full_ends_the_agent_and_is_said(runs: Runs) -
     for words in (["--format", "json"], []):
         with open("/dev/full", "wb") as full:
             process = runs.start("--issue", f"i-{len(words)}", *words, script={"chief-architect": ["hang"]}, out=full)
-        assert process.wait(60) == 1
+        assert process.wait(120) == 1
         assert runs.output(process, "err") == "cco: output cannot be written: No space left on device\n"
         until(lambda: not marked_processes())
 
@@ -1193,7 +1243,7 @@ def test_a_terminal_without_the_characters_shows_others(runs: Runs, served: Serv
         events = runs.run("--issue", issue, "--until", "architect", "--task", "grüße 日本", PYTHONIOENCODING=encoding)
         assert events[0]["task"] == "grüße 日本"
         process = runs.start("--issue", issue, PYTHONIOENCODING=encoding)
-        assert process.wait(60) == 0 and runs.output(process, "err") == ""
+        assert process.wait(120) == 0 and runs.output(process, "err") == ""
 
 
 SHOWN = "half a line "  # what a terminal shows of the last line of the deed `half`
@@ -1201,7 +1251,7 @@ SHOWN = "half a line "  # what a terminal shows of the last line of the deed `ha
 
 def test_an_agents_last_line_is_not_glued_to_ours(runs: Runs, served: Service) -> None:
     process = runs.start("--issue", "i-1", "--retries", "0", "--timeout", "3", script={"chief-architect": ["half"]})
-    assert process.wait(60) == 1
+    assert process.wait(120) == 1
     stamped = runs.output(process).partition("\n\n")[0].splitlines()
     assert len(stamped) > 3 and all(re.match(r" *\d+\.\d\d s  \S", line) for line in stamped)
     assert [line.partition(" s  ")[2] for line in stamped if "chief-architect: " in line] == [
@@ -1251,7 +1301,7 @@ def test_on_a_terminal_what_follows_an_agents_line_begins_a_line(runs: Runs, ser
 def test_the_table_and_its_lines_are_read_by_programs_too(runs: Runs, served: Service) -> None:
     runs.open_gate()
     process = runs.start("--issue", "i-1", "--retries", "0", script={"chief-architect": ["half"]})
-    assert process.wait(60) == 1
+    assert process.wait(120) == 1
     text = runs.path(0, "out").read_bytes()
     assert text.endswith(b"\n") and b"\r" not in text and b"\x1b" not in text and text.decode()
 
@@ -1272,7 +1322,7 @@ def test_on_a_terminal_the_running_agents_line_is_written_in_place(runs: Runs, s
     until(lambda: shows(b"at the gate"))
     runs.open_gate()
     until(lambda: shows(b"WHY"))
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     os.close(ours)
     shown = [part for part in seen.decode().split("\r\x1b[K") if "at the gate" in part]
     assert shown and "chief-architect running" in shown[0] and all(len(part) < 60 for part in shown if "\n" not in part)
@@ -1281,7 +1331,7 @@ def test_on_a_terminal_the_running_agents_line_is_written_in_place(runs: Runs, s
 
 def test_the_table_says_what_happened_line_by_line(runs: Runs, served: Service) -> None:
     process = runs.start("--issue", "i-1", "--until", "coding", script={"chief-architect": ["silent", "success"]})
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     lines = runs.output(process).splitlines()
     assert f"i-1 begins at {served.url}" in lines[0]
     assert any("chief-architect partial after" in line and "I forgot something; what was it?" in line for line in lines)

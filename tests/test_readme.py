@@ -428,7 +428,7 @@ def served(reader: Reader, root: Path, home: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(announced.read_text())
     finally:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(120) == 0
 
 
 @pytest.mark.parametrize("step", PLACES[:REMOVAL], ids=lambda step: step.name)

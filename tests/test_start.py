@@ -522,7 +522,7 @@ def test_the_headline_command_serves_the_repository_around_it(folder: Path, word
     finally:
         process.send_signal(signal.SIGTERM)
         process.stdout.close()
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
 
 
 @pytest.mark.parametrize(
@@ -1190,7 +1190,7 @@ def test_a_stop_answers_a_thousand_waiting_polls_and_exits_with_0(
         return answers
 
     answers = asyncio.run(scene())
-    assert service.process and service.process.wait(60) == 0, service.log
+    assert service.process and service.process.wait(120) == 0, service.log
     assert {line for line, _ in answers} == {"HTTP/1.1 200 OK"} and len(answers) == 1000
     for _, answer in answers:
         assert (answer["events"], answer["timeout"], answer["more_available"], answer["next_cursor"]) == (
@@ -1211,7 +1211,7 @@ def test_ctrl_c_an_order_and_a_closed_terminal_stop_the_service(
     service = make_service()
     assert service.process
     service.process.send_signal(number)
-    assert service.process.wait(60) == 0, service.log
+    assert service.process.wait(120) == 0, service.log
     assert f"stopping on {number.name}" in service.log and not (service.storage / "sidecar.json").exists()
 
 
@@ -1228,7 +1228,7 @@ def test_a_closed_terminal_does_not_stop_a_service_under_nohup(repository: Path,
         process.send_signal(signal.SIGHUP)
         assert requests.get(json.loads(announced.read_text())["url"] + "/health", timeout=10).status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
         assert b"stopping on SIGTERM" in (tmp_path / "output").read_bytes()
         assert b"SIGHUP" not in (tmp_path / "output").read_bytes()
     finally:
@@ -1246,7 +1246,7 @@ def test_a_second_signal_ends_a_stop_that_hangs(tmp_path: Path, make_service: Ca
     service.process.send_signal(signal.SIGINT)
     until(lambda: "lingering" in service.log)
     service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(60) == 128 + signal.SIGTERM
+    assert service.process.wait(120) == 128 + signal.SIGTERM
 
 
 HANGS = "import os, time\nopen(os.environ['REACHED'], 'x').close()\ntime.sleep(60)\n"
@@ -1651,7 +1651,7 @@ def test_uv_runs_the_file_without_an_installation(repository: Path, tmp_path: Pa
             rf"uv run cco_sidecar\.py .*--storage={storage} token --type", (tmp_path / "output").read_text()
         )
         os.kill(info["pid"], signal.SIGTERM)
-        assert process.wait(60) == 0, (tmp_path / "output").read_text()
+        assert process.wait(120) == 0, (tmp_path / "output").read_text()
     finally:
         process.kill()
         process.wait()
@@ -1837,7 +1837,7 @@ def test_a_reader_of_the_log_that_has_stopped_holds_nobody_up(repository: Path, 
             for _ in range(1_200):  # lines of 100 bytes: more than a pipe holds
                 assert session.get(f"{url}/health", timeout=5).status_code == 200
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.wait()

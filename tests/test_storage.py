@@ -1848,7 +1848,7 @@ def test_a_file_is_as_new_as_the_database_after_a_kill_and_a_start(
     (tmp_path / "fault").touch()
     with pytest.raises(requests.ConnectionError):
         architect.store()
-    assert service.process and service.process.wait(60) == -signal.SIGKILL
+    assert service.process and service.process.wait(120) == -signal.SIGKILL
     assert file_id(service) == first["id"]
     (tmp_path / "fault").unlink()
     untouched = service.storage / "results" / PROJECT / "issue-2/test-engineer.json"

@@ -66,7 +66,8 @@ def command_run_service(options: argparse.Namespace) -> int:
 class Link:
     """The way to the service. One that is started here lives for as long as any pipeline uses it, and not longer."""
 
-    START_SECONDS = 20.0
+    START_SECONDS = 60.0  # of one that hangs: one that fails is seen at once, and a busy machine needs its time
+    STOP_SECONDS = 20.0
     MAX_RESTARTS = 3
 
     def __init__(
@@ -123,8 +124,8 @@ class Link:
             return
         file = open_private(users_file(self._settings))
         self._held.append(file)
-        deadline = time.monotonic() + self.START_SECONDS
-        while not try_to_share(file):
+        deadline = time.monotonic() + self.STOP_SECONDS
+        while not try_to_lock(file, fcntl.LOCK_SH):
             if time.monotonic() > deadline:
                 raise StartError("the service of an earlier pipeline does not stop", REFUSED)
             time.sleep(0.05)
@@ -290,14 +291,11 @@ class Link:
         it.
         """
         file, used = open_private(users_file(self._settings)), 0
-        deadline = time.monotonic() + self.START_SECONDS
+        deadline = time.monotonic() + self.STOP_SECONDS
         while own.poll() is None and time.monotonic() < deadline and used < 20:
-            shared = try_to_share(
-                file
-            )  # refused as soon as the service has taken the lock, which it does when nobody shares it
-            if shared:
-                fcntl.flock(file, fcntl.LOCK_UN)
-            used = used + 1 if shared else 0
+            # One that hangs, or that is still starting, has not taken the lock, which is no sign of another pipeline.
+            used = used + 1 if not try_to_lock(file, fcntl.LOCK_EX) and try_to_lock(file, fcntl.LOCK_SH) else 0
+            fcntl.flock(file, fcntl.LOCK_UN)
             time.sleep(0.05)
         os.close(file)
         if own.poll() is None and used >= 20:
@@ -355,9 +353,9 @@ def open_private(path: Path) -> int:
         raise StartError(f"{path.name}: {error.strerror}", REFUSED) from None
 
 
-def try_to_share(file: int) -> bool:
+def try_to_lock(file: int, how: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -622,7 +622,7 @@ def test_who_ends_with_0_changes_nothing_and_stores_nothing_is_tried_twice(
     events = runs.run("--issue", "i-1", script=script, code=1)
     assert [runs.worked().count(name) for name in ALL[:2]] == [2, 2] and runs.worked()[-1] == "python-specialist"
     assert (
-        "python-specialist has ended twice with exit code 0 and stored no result, and it changed no file"
+        "python-specialist has ended twice with exit code 0 and stored no result, and git tells of no file"
         in events[-1]["reason"]
     )
     assert f"agent logs {events[-1]['agents'][-1]['agent_id']}" in events[-1]["reason"]

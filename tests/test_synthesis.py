@@ -114,9 +114,10 @@ def test_its_files_are_what_differs_between_its_start_and_its_end(
         (f"{GIT} add -A; {GIT} commit -qm all", [], [], [], ""),
         ("rm draft.md; git checkout -q src/main.py docs/guide.md", ["docs/guide.md"], ["src/main.py"], ["draft.md"],
          "docs/guide.md, draft.md, src/main.py"),
-        ("git stash -q -u; git stash pop -q", [], ["draft.md", "src/main.py"], [], "draft.md, src/main.py"),
+        ("git stash -q -u; git stash pop -q; touch draft.md src/main.py; cp draft.md d; mv d draft.md", [], [], [], ""),
+        ("chmod +x draft.md", [], ["draft.md"], [], "draft.md"),
     ],
-    ids=["untouched", "added to", "committed", "undone", "rewritten"],
+    ids=["untouched", "added to", "committed", "undone", "rewritten as it was", "other rights"],
 )  # fmt: skip
 def test_what_the_user_had_changed_before_is_the_agents_only_where_it_changed_again_and_is_named(
     service: Service,
@@ -135,6 +136,24 @@ def test_what_the_user_had_changed_before_is_the_agents_only_where_it_changed_ag
     assert files_of(stored) == (created, modified, deleted)
     wanted = [f"Changed already, and not committed, before the agent began: {named}"] if named else []
     assert stored["result"].get("warnings", []) == wanted
+
+
+def test_what_was_written_after_an_agents_end_is_not_its_own(tmp_path: Path) -> None:
+    synthesis = plugin("agents/synthesis")
+    root = make_repository(tmp_path / "whole")
+    head = git(root, "rev-parse", "HEAD").strip()
+    (tmp_path / "beginning.json").write_text(json.dumps({"head": head}))
+    (root / "new.py").write_text("x")
+    (root / "src/main.py").write_text("x")
+    (root / "docs/guide.md").unlink()
+    facts = {"lines": [], "folder": str(tmp_path), "root": str(root), "alone": True}
+    now = synthesis.agent_result(agent={"ended_at": cco_sidecar.iso()}, **facts)
+    assert files_of({"result": now}) == (["new.py"], ["src/main.py"], ["docs/guide.md"]) and not now["warnings"]
+    later = synthesis.agent_result(agent={"ended_at": cco_sidecar.iso(time.time() - 60)}, **facts)
+    assert files_of({"result": later}) == ([], [], [])
+    (warning,) = later["warnings"]
+    assert warning == "Written after the agent's end, by whom is not known: docs/guide.md, new.py, src/main.py"
+    assert not plugin("_pipeline_plan").is_idle(later)
 
 
 @pytest.mark.parametrize("other", ["hang", "succeed"])
@@ -245,6 +264,18 @@ def test_other_kinds_of_roots(make_service: Callable[..., Service], tmp_path: Pa
         assert stored["result"]["warnings"] == ["Which files it changed is not known: there is no git repository"]
     else:
         assert files_of(stored) == (["new.py"], ["there.py"], [])
+
+
+def test_what_submodules_hide_is_not_taken_for_nothing(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    root, inner = make_repository(tmp_path / "whole"), make_repository(tmp_path / "inner")
+    git(root, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), "inner")
+    git(root, "commit", "-qm", "a submodule")
+    architect = make_service(*COMMAND, root=root).client()
+    stored = after(architect, "edit", "issue-1", EDIT="echo y > inner/new.py")
+    assert files_of(stored) == ([], [], []) and not plugin("_pipeline_plan").is_idle(stored["result"])
+    assert stored["result"]["warnings"] == ["Whether it changed files in the submodules without a commit is not known"]
+    committed = f"cd inner; {GIT} add -A; {GIT} commit -qm new"
+    assert files_of(after(architect, "edit", "issue-1", EDIT=committed)) == ([], ["inner"], [])
 
 
 @pytest.mark.parametrize("written", ["", "{", "[]", '{"changed": 5}', '{"head": "--output=/tmp/x"}', None, "fifo"])

@@ -2,15 +2,20 @@
 
 Which files it changed is the difference between the work tree at its start and at its end, as git tells it. That is
 only known where no other agent ran meanwhile. Changes that were not committed at its start count as its own where they
-have changed since, and are named; whoever else edits files while an agent runs is not told from it.
+have changed since, and are named; whoever else edits files while an agent runs is not told from it. What was written
+after its end, while no service ran, is not its own; nor does git look into submodules for uncommitted changes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import hashlib
 import os
 import re
+import stat
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -32,15 +37,20 @@ from cco_sidecar import (
     split_z,
     write_file,
 )
-from cco_sidecar_plugins._files import NO_JSON
+from cco_sidecar_plugins._files import NO_JSON, content_of
 from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint
 from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix, read_status
 
 LINES = 10  # decisions at most
 FILES = 1000  # of each kind at most
+SMALL = 64 * 1024  # bytes of a file whose content is noted, of so many files
+LATE = 15.0  # seconds after an agent's end in which its last processes may still write
 ACCOUNT = "tokens used"  # after its transcript codex writes this, their number, and its answer once more
 WHY = "The agent ended with exit code 0 and stored no result: this is from its last lines and from git."
+
+
+Noted = str | Fingerprint | None  # mode and digest, of many or large files what also shows a touch, nothing of none
 
 
 class Beginning(Struct):
@@ -49,7 +59,7 @@ class Beginning(Struct):
     FILE: ClassVar[str] = "beginning.json"  # in the agent's folder
 
     head: Annotated[str, Meta(pattern=r"^[0-9a-f]{40,64}\Z")] | None = None  # the commit, None before the first
-    changed: dict[str, Fingerprint | None] = {}
+    changed: dict[str, Noted] = {}
     problem: str | None = None
 
 
@@ -73,15 +83,25 @@ class NotingLauncher(Launcher):
 
 def beginning_of(project: ProjectState) -> Beginning:
     changed = [change.path for change in project.git.uncommitted_changes]
-    return Beginning(project.head, {path: fingerprint(os.path.join(project.root, path)) for path in changed})
+    whole = len(changed) <= FILES
+    return Beginning(project.head, {path: noted(os.path.join(project.root, path), whole) for path in changed})
+
+
+def noted(path: str, whole: bool) -> Noted:
+    """What changes with a file. ``whole``: with its content and rights alone, where it is small."""
+    facts = fingerprint(path)
+    if not whole or facts is None or not stat.S_ISREG(facts[4]) or facts[2] > SMALL:
+        return facts
+    return f"{facts[4]:o} {hashlib.sha256(content_of(Path(path), SMALL)).hexdigest()}"
 
 
 @hookimpl
-def agent_result(lines: list[str], folder: str, root: str, alone: bool) -> dict[str, Any]:
+def agent_result(agent: dict[str, Any], lines: list[str], folder: str, root: str, alone: bool) -> dict[str, Any]:
     try:
         if not alone:
             raise GitError("other agents worked at the same time")
-        files, warnings = files_between(Path(root), read_beginning(Path(folder)))
+        ended = datetime.fromisoformat(agent["ended_at"]).timestamp()
+        files, warnings = files_between(Path(root), read_beginning(Path(folder)), ended)
     except (GitError, *NO_JSON) as error:
         files, warnings = {}, [f"Which files it changed is not known: {one_line(error)}"]
     said = {"status": "partial", "decisions": said_last(lines), "rationale": WHY}
@@ -112,29 +132,45 @@ def read_beginning(folder: Path) -> Beginning:
     return beginning
 
 
-def changed_files(root: Path) -> dict[str, Fingerprint | None]:
-    """The files that are not as the last commit has them, untracked ones too, each with what tells a further change.
-    Raises GitError, also where there is no repository.
+def changed_files(root: Path) -> list[str]:
+    """The files that are not as the last commit has them, untracked ones too. Raises GitError, also where there is no
+    repository.
     """
     if (prefix := git_prefix(root)) is None:
         raise GitError("there is no git repository")
-    return {clean_text(path): fingerprint(os.path.join(root, path)) for _, path in read_status(root, prefix)[1]}
+    return [clean_text(path) for _, path in read_status(root, prefix)[1]]
 
 
-def files_between(root: Path, beginning: Beginning) -> tuple[dict[str, list[str]], list[str]]:
+def files_between(root: Path, beginning: Beginning, ended: float) -> tuple[dict[str, list[str]], list[str]]:
     """The lists of files of a result, and warnings. Raises GitError where they are not known."""
-    before, now = beginning.changed, changed_files(root)
-    codes = dict.fromkeys([*before, *now], "A") | differences(root, beginning.head)  # A: untracked
+    before, warnings = beginning.changed, []
+    codes = dict.fromkeys([*before, *changed_files(root)], "A") | differences(root, beginning.head)  # A: untracked
     for path, known in before.items():
-        there = now[path] if path in now else fingerprint(os.path.join(root, path))
+        there = noted(os.path.join(root, path), isinstance(known, str))
         codes[path] = "" if known == there else "D" if there is None else "M" if known else "A"
+    if late := sorted(path for path, code in codes.items() if code and written(root, path) > ended + LATE):
+        codes |= dict.fromkeys(late, "")
+        warnings.append(f"Written after the agent's end, by whom is not known: {named(late)}")
+    if (root / ".gitmodules").exists():
+        warnings.append("Whether it changed files in the submodules without a commit is not known")
     kinds = {"files_created": "A", "files_modified": "MTU", "files_deleted": "D"}
     found = {kind: sorted(path for path, code in codes.items() if code and code in its) for kind, its in kinds.items()}
-    warnings = [f"{kind}: {len(names) - FILES} more" for kind, names in found.items() if len(names) > FILES]
+    warnings += [f"{kind}: {len(names) - FILES} more" for kind, names in found.items() if len(names) > FILES]
     if mixed := sorted(path for path in before if codes[path]):
-        names = ", ".join(mixed[:20]) + (f" and {len(mixed) - 20} more" if len(mixed) > 20 else "")
-        warnings.append(f"Changed already, and not committed, before the agent began: {names}")
+        warnings.append(f"Changed already, and not committed, before the agent began: {named(mixed)}")
     return {kind: names[:FILES] for kind, names in found.items() if names}, warnings
+
+
+def named(paths: list[str]) -> str:
+    return ", ".join(paths[:20]) + (f" and {len(paths) - 20} more" if len(paths) > 20 else "")
+
+
+def written(root: Path, path: str) -> float:
+    """When a file was changed last; of one that is gone, when its folder was."""
+    for place in (root / path, *(root / path).parents):
+        with contextlib.suppress(OSError):
+            return place.lstat().st_ctime
+    return 0.0
 
 
 def differences(root: Path, head: str | None) -> dict[str, str]:

@@ -355,7 +355,7 @@ class Pipeline:
                 logs = self._link.client.command(f"agent logs {own[1]['agent_id']}")
                 words = f"{name} has ended twice with exit code 0 and stored no result"
                 refused = next(iter(made[1].get("errors") or []), "")
-                words += f": {refused}" if refused else ", and it changed no file"
+                words += f": {refused}" if refused else ", and git tells of no file that it changed"
                 advice = "a program that can neither call the service nor change files does no step of a pipeline"
                 advice = "the service's log and audit log name what refuses" if refused else advice
                 return "failed", f"{words}: `{logs}` shows what it did; {advice}"

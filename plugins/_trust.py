@@ -17,6 +17,7 @@ AUTHORITIES = (  # where systems keep theirs; the Python of uv looks in none of 
 )  # fmt: skip
 CHOOSING = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE")  # variables that name all that is trusted
 ADDING = "NODE_EXTRA_CA_CERTS"  # the variable that names more
+BLOCK = rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----"
 TRUSTED, ADDED = "trusted.pem", "added.pem"  # in the storage's folder tls
 
 
@@ -54,23 +55,29 @@ def own_certificate(storage: Path) -> tuple[Path | None, int]:
         return None, 0
 
 
-def context_trusting(certificate: Path) -> ssl.SSLContext:
-    """The context of a client that also trusts what the file holds, be it signed by an authority that is not there.
-    Raises OSError.
+def context_trusting(certificate: Path | None) -> ssl.SSLContext:
+    """The context of a client that trusts what SSL_CERT_FILE names and the file holds, be they signed by an authority
+    that is not there. Raises OSError.
     """
     context = ssl.create_default_context()
-    context.load_verify_locations(certificate)
+    if certificate:
+        context.load_verify_locations(certificate)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
 
 
 def certificates_in(files: Iterable[str]) -> list[bytes]:
-    """The certificates in those files that can be read; no keys, which may stand beside them."""
+    """The certificates in those files that can be read; no keys, which may stand beside them, and nothing broken, for
+    which programs would refuse all that stands in one file with it.
+    """
     found: list[bytes] = []
+    reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for file in filter(os.path.isfile, files):
         with contextlib.suppress(OSError):
-            content = Path(file).read_bytes()
-            found += re.findall(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----", content)
+            for block in re.findall(BLOCK, Path(file).read_bytes()):
+                with contextlib.suppress(ssl.SSLError):
+                    reader.load_verify_locations(cadata=block.decode())
+                    found.append(block)
     return found
 
 

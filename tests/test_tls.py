@@ -29,16 +29,19 @@ from cryptography.x509.oid import NameOID
 from cco_sidecar import Server
 
 
-def make_pair(folder: Path, name: str, key: Any = None, password: bytes | None = None) -> str:
-    """Writes cert.pem and key.pem for localhost; the certificate's common name is ``name``, which is returned."""
+def make_pair(folder: Path, name: str, key: Any = None, password: bytes | None = None, authority: Any = None) -> str:
+    """Writes cert.pem and key.pem for localhost; the certificate's common name is ``name``, which is returned. It is
+    signed by its own key, or by that of an ``authority`` that no file has.
+    """
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), datetime.datetime.now(datetime.UTC)
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an authority")]) if authority else subject
     names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     certificate = (
-        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+        x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
         .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=10)).add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(key, hashes.SHA256())
+        .sign(authority or key, hashes.SHA256())
     )  # fmt: skip
     form = BestAvailableEncryption(password) if password else NoEncryption()
     write(folder / "cert.pem", certificate.public_bytes(Encoding.PEM))
@@ -163,13 +166,20 @@ def test_a_link_that_is_turned_elsewhere_is_a_renewal(secure: Callable[..., Serv
 
 def test_a_bad_pair_at_the_start_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     make_pair(tmp_path, "one", password=b"secret")
-    for certificate in ("cert.pem", "nothing.pem"):
-        pair = ["--tls-cert", str(tmp_path / certificate), "--tls-key", str(tmp_path / "key.pem")]
+    (tmp_path / "open").mkdir()
+    make_pair(tmp_path / "open", "two")
+    for kind in ("X509", "TRUSTED"):  # OpenSSL reads both, Node and Go neither
+        text = (tmp_path / "open/cert.pem").read_text().replace("CERTIFICATE", f"{kind} CERTIFICATE")
+        (tmp_path / f"open/{kind}.pem").write_text(text)
+    for certificate in ("cert.pem", "nothing.pem", "open/X509.pem", "open/TRUSTED.pem"):
+        key = (tmp_path / certificate).parent / "key.pem"
+        pair = ["--tls-cert", str(tmp_path / certificate), "--tls-key", str(key)]
         where = [f"--root={tmp_path}", f"--storage={tmp_path.parent / 'refused'}", "--port=0"]
         command = [sys.executable, str(MODULE), *where, *pair]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=30, env=clean_environment())
         assert ended.returncode == 2 and ended.stdout == ""
         assert re.fullmatch(r"cco: .*cannot be loaded.*\n", ended.stderr), ended.stderr
+        assert ("BEGIN CERTIFICATE" in ended.stderr) == certificate.startswith("open/")
 
 
 def test_refusals_before_the_request_are_the_same_behind_tls(secure: Callable[..., Service], tmp_path: Path) -> None:
@@ -302,6 +312,41 @@ def test_agents_trust_all_that_they_would_have_trusted(tmp_path: Path, monkeypat
     monkeypatch.setattr(trust, "AUTHORITIES", ())
     trust.write_trust(tmp_path, Path(at["own"]))  # programs go on with what they bring along
     assert trust.trusting(tmp_path).keys() == {trust.ADDING}
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_DIR", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"])
+def test_a_broken_certificate_among_others_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    trust = plugin("_trust")
+    for folder in ("company", "own"):
+        (tmp_path / folder).mkdir()
+        make_pair(tmp_path / folder, folder)
+    theirs = tmp_path / "company/cert.pem"
+    good = theirs.read_text()
+    theirs.write_text(
+        good.replace("MI", "MIM", 1) + good + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    )
+    for variable in UNSET:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, str(theirs.parent if name == "SSL_CERT_DIR" else theirs))
+    trust.write_trust(tmp_path, tmp_path / "own/cert.pem")
+    file = tmp_path / "tls" / ("added.pem" if name == "NODE_EXTRA_CA_CERTS" else "trusted.pem")
+    assert set(re.findall(r"-----BEGIN CERTIFICATE-----\s([^-]+)", good)) <= certificates(file)
+    for each in re.findall(r"-----BEGIN[^-]+-----[^-]+-----END[^-]+-----", file.read_text()):
+        ssl.create_default_context(cadata=each)
+
+
+def test_a_certificate_that_an_authority_signed_is_trusted_by_itself(
+    secure: Callable[..., Service], tmp_path: Path
+) -> None:
+    make_pair(tmp_path, "localhost", authority=ec.generate_private_key(ec.SECP256R1()))
+    service = secure()
+    assert "healthy" in run(service, "health", env=UNSET)
+    named = UNSET | {"SSL_CERT_FILE": str(tmp_path / "cert.pem")}
+    assert "healthy" in run(service, "health", "--url", service.url, env=named)
+    agent = UNSET | {"SSL_CERT_FILE": str(service.storage / "tls/trusted.pem"), "SIDECAR_URL": f"{service.url}/api"}
+    assert "healthy" in run(service, "health", env=agent)
 
 
 def test_a_key_beside_the_certificate_is_not_given_to_agents(

@@ -74,8 +74,8 @@ def in_plain_words(answer: dict[str, Any]) -> str:
 
 
 @functools.lru_cache(1)
-def opener_trusting(certificate: Path | None, _: int = 0) -> urllib.request.OpenerDirector:
-    own = [urllib.request.HTTPSHandler(context=context_trusting(certificate))] if certificate else []
+def opener_trusting(secure: bool, certificate: Path | None, _: int) -> urllib.request.OpenerDirector:
+    own = [urllib.request.HTTPSHandler(context=context_trusting(certificate))] if secure else []
     return urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirects, *own)
 
 
@@ -115,8 +115,8 @@ class Client:
         """Proxies are for the world outside. The certificate of the repository's own service is trusted; another one by
         naming it in SSL_CERT_FILE.
         """
-        settings = self._settings if self.url.startswith("https:") else None
-        return opener_trusting(*own_certificate(settings.storage) if settings else (None, 0))
+        own = own_certificate(self._settings.storage) if self._settings else (None, 0)
+        return opener_trusting(self.url.startswith("https:"), *own)
 
     def _look_for_it(self) -> None:
         """Take where the repository's service is now: it may have been started again. Raises NotReachable."""

@@ -293,7 +293,7 @@ def distrust_of(url: str, storage: Path) -> ssl.SSLCertVerificationError | None:
     """Why clients in this environment do not take the certificate of who serves ``url``, if it has one."""
     with suppress(OSError):  # what else may be wrong was asked for before
         try:
-            opener_trusting(*own_certificate(storage)).open(f"{url}/health", timeout=5).close()
+            opener_trusting(True, *own_certificate(storage)).open(f"{url}/health", timeout=5).close()
         except urllib.error.URLError as error:
             return error.reason if isinstance(error.reason, ssl.SSLCertVerificationError) else None
     return None

@@ -28,7 +28,7 @@ from cco_sidecar import (
     one_line,
 )
 from cco_sidecar_plugins._settings import PluginSettings
-from cco_sidecar_plugins._trust import trusting, write_trust
+from cco_sidecar_plugins._trust import certificates_in, trusting, write_trust
 
 log = logging.getLogger("cco.tls")
 
@@ -54,6 +54,8 @@ def tls_context(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # Without a password OpenSSL would ask for one on the terminal, and wait.
     context.load_cert_chain(*certificate, password=lambda: "")
+    if not certificates_in([str(certificate[0])]):  # OpenSSL also reads others, which few clients do
+        raise ssl.SSLError(0, "it has no -----BEGIN CERTIFICATE-----, which openssl x509 -in FILE writes")
     return context
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,7 +47,7 @@ from agent_harness import (
 from conftest import Client, Service, clean_environment, git_alone, make_repository, plugin, serving, until
 from msgspec.structs import replace
 
-from cco_sidecar import MB, Pool, Records, Running, Sidecar, StorageError, load_hooks, load_settings
+from cco_sidecar import MB, AgentCommand, Pool, Records, Running, Sidecar, StorageError, load_hooks, load_settings
 
 __all__ = ["nothing_left"]
 keeper = plugin("keeper")
@@ -188,6 +190,34 @@ def test_all_who_ask_for_a_census_meanwhile_share_the_next_one(number: int, monk
 
     monkeypatch.setattr(keeper, "look_at", look)
     asyncio.run(crowd())
+
+
+@pytest.mark.parametrize("problem", ["its pipe is broken", "no room", ""])
+def test_a_keeper_that_dies_while_an_order_is_sent_is_told_to_who_ordered_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    left: list[dict[str, Any]] = []
+    answers = list[weakref.ref[Any]]()
+
+    def send(mine: Any, order: dict[str, Any]) -> None:
+        answers.append(weakref.ref(mine._starting["a"]))
+        mine._loop.call_soon_threadsafe(mine._lost)
+        if problem:
+            raise OSError(0, problem)
+
+    async def order() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: left.append(context))
+        mine = keeper.Keeper(tmp_path, tmp_path, print, lambda: None)
+        await mine.open()
+        with pytest.raises(OSError, match=problem or "has died"):
+            await mine.start_agent("a", AgentCommand([sys.executable]), 0)
+        while answers[0]():  # what nobody has looked at is told when it goes
+            gc.collect()
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(keeper.Keeper, "_send", send)
+    asyncio.run(order())
+    assert not left
 
 
 def test_of_an_agents_processes_those_without_its_mark_are_noted(tmp_path: Path) -> None:

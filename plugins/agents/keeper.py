@@ -476,6 +476,7 @@ class Keeper:
             for answer in self._starting.values():
                 if not answer.done():
                     answer.set_exception(OSError(errno.EPIPE, "the keeper of agents has died"))
+                    answer.exception()  # its order may not have been sent yet, and then fails by itself
             self._on_lost()
 
     async def close(self) -> None:

@@ -276,7 +276,7 @@ def test_many_orders_at_once_end_an_agent_once(service: Service, architect: Clie
         )
     assert {answer.status_code for answer in answers} == {202}
     state(architect, agent_id, "killed")
-    told = architect.wait("*", filter=f"agent_id:{agent_id}", timeout=5000)["events"]
+    told = architect.wait("*", filter=f"agent_id:{agent_id}", timeout=20_000)["events"]
     assert [event["event_type"] for event in told] == ["agent_exited"]
 
 

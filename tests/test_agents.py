@@ -516,7 +516,7 @@ def test_an_end_is_recorded_and_told(
     ended = state(architect, spawned["agent_id"])
     assert (ended["state"], ended["exit_code"], ended["signal"]) == (ends_as, exit_code, by_signal)
     assert ended["started_at"] <= ended["ended_at"]
-    told = architect.wait("*", filter=f"agent_id:{spawned['agent_id']}", timeout=5000)["events"]
+    told = architect.wait("*", filter=f"agent_id:{spawned['agent_id']}", timeout=20_000)["events"]
     assert [event["event_type"] for event in told] == events
     for event in told:
         assert event["topic"] == "coordination"
@@ -621,7 +621,7 @@ def test_the_time_limit_ends_an_agent(make_service: Callable[..., Service]) -> N
     ended = state(architect, spawned["agent_id"])
     assert ended["state"] == "timeout"
     assert not agents_left()
-    told = architect.wait("*", filter=f"agent_id:{spawned['agent_id']}", timeout=5000)["events"]
+    told = architect.wait("*", filter=f"agent_id:{spawned['agent_id']}", timeout=20_000)["events"]
     assert [(event["event_type"], event["data"]["state"]) for event in told] == [
         ("agent_exited", "timeout"),
         ("agent_failed", "timeout"),
@@ -890,7 +890,7 @@ def test_after_a_kill_of_the_service_its_agents_go_on_and_are_adopted(make_servi
         )
     counted = until(lambda: (found := architect.get("/status").json()["agents"])["active"] == 1 and found)
     assert (counted["completed"], counted["failed"], counted["spawned_total"]) == (0, 2, 3)
-    told = architect.wait("agent_failed", timeout=5000)["events"]
+    told = architect.wait("agent_failed", timeout=20_000)["events"]
     assert {event["data"]["agent_id"]: event["data"]["state"] for event in told} == {gone: "failed", stored: "failed"}
     architect.delete(f"/api/agents/{running}")
     state(architect, running, "killed")

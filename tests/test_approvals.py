@@ -112,7 +112,7 @@ def test_no_answer_in_time_means_no_and_so_does_the_end_of_the_agent(service: Se
     heard = coder.get(f"/api/approvals/{asked['approval_id']}", timeout=20_000).json()
     assert outcome(heard) == ("expired", "deny", None)
     assert answer(person, asked, "approve").status_code == 409
-    (event,) = person.wait("approval_answered", filter=f"issue_id:{issue}", since="earliest", timeout=5000)["events"]
+    (event,) = person.wait("approval_answered", filter=f"issue_id:{issue}", since="earliest", timeout=20_000)["events"]
     assert (event["data"]["state"], event["data"]["answer"]) == ("expired", "deny")
     spawned = spawn(person, issue=issue)
     asked = ask(Client(service.url, spawned["jwt_token"]), "Which?", kind="question", timeout_seconds=600)

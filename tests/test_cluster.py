@@ -339,7 +339,7 @@ def test_what_is_larger_than_a_message_of_the_server_is_kept_whole(team: Team, i
         lambda number: a.client().store(issue=f"{issue}-{number}", rationale=text[:400_000]), list(range(8))
     )  # in one batch, which is larger than a message as well
     for sidecar in (b, c):
-        (found,) = sidecar.client().wait("large", since="earliest", filter=f"mark:{issue}", timeout=5000)["events"]
+        (found,) = sidecar.client().wait("large", since="earliest", filter=f"mark:{issue}", timeout=20_000)["events"]
         assert found["event_id"] == event["event_id"] and found["data"]["text"] == text[:1_000_000]
         assert sidecar.client().get(f"/api/results/{result['id']}").json()["result"]["rationale"] == text
         until(lambda sidecar=sidecar: sidecar.client().get(f"/api/results/{several[-1]['id']}").status_code == 200)
@@ -484,7 +484,7 @@ def test_a_snapshot_takes_the_place_of_old_entries_and_nobody_misses_any(
     assert ids(Client(new.url, reader.token).wait("cut", limit=1000)) == events[1:], "positions are in a snapshot too"
     late = new.client().publish("late")["event_id"]
     for sidecar in (a, b):
-        assert ids(sidecar.client().wait("late", since=events[-1], timeout=5000)) == [late]
+        assert ids(sidecar.client().wait("late", since=events[-1], timeout=20_000)) == [late]
 
 
 def test_a_snapshot_that_a_newer_version_made_is_not_taken_and_one_line_says_why(

@@ -525,7 +525,7 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
         assert ended["state"] == "failed"
         assert ended["exit_code"] in {None: (-15,), 0: (0, -15)}.get(exit_code, (exit_code,)), "0: it may end by itself"
         assert (ended["reason"] is None and reason is None) or ended["reason"].startswith(reason)
-        found = client.wait("*", filter=f"agent_id:{spawned['agent_id']}", since="earliest", timeout=5000)["events"]
+        found = client.wait("*", filter=f"agent_id:{spawned['agent_id']}", since="earliest", timeout=20_000)["events"]
         assert [(event["event_type"], event["data"]["reason"]) for event in found] == [
             ("agent_exited", ended["reason"]), ("agent_failed", ended["reason"]),
         ]  # fmt: skip

@@ -497,7 +497,7 @@ def test_a_budget_warns_once_at_80_percent_and_refuses_the_next_agent_when_it_is
         assert architect.get("/api/events", type="budget_warning").json()["events"] == []
     tell(client, ask(then))
     tell(client, ask(0.0, input_tokens=0, output_tokens=0, cache_read_tokens=0, cache_creation_tokens=0))
-    warnings = architect.wait("budget_warning", since="earliest", timeout=5000, filter="issue_id:issue-1")["events"]
+    warnings = architect.wait("budget_warning", since="earliest", timeout=20_000, filter="issue_id:issue-1")["events"]
     assert [row["data"]["span"] for row in warnings] == ["issue"]
     data = warnings[0]["data"]
     assert data["percent"] >= 80 and data["spent"] >= 0.8 * data["budget"] and data["unit"] in ("usd", "tokens")

@@ -54,7 +54,7 @@ def test_an_exit_code_is_known(
     ended = state(architect, spawned["agent_id"])
     assert (ended["state"], ended["exit_code"], ended["signal"]) == (ends_as, exit_code, by_signal)
     assert "usage" not in ended  # nothing was measured
-    (told,) = architect.wait("agent_exited", filter=f"agent_id:{spawned['agent_id']}", timeout=5000)["events"]
+    (told,) = architect.wait("agent_exited", filter=f"agent_id:{spawned['agent_id']}", timeout=20_000)["events"]
     assert told["data"]["exit_code"] == exit_code and "cpu_seconds" not in told["data"]
     assert not psutil.pid_exists(spawned["process_id"])
 

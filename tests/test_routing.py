@@ -239,7 +239,7 @@ def test_the_reason_names_the_rule(
 
 def test_the_completed_event_tells_waiters_the_same_proposals(architect: Client, issue: str) -> None:
     stored = architect.store("python-specialist", issue=issue)
-    (event,) = architect.wait("agent_completed", filter=f"issue_id:{issue}", timeout=5000)["events"]
+    (event,) = architect.wait("agent_completed", filter=f"issue_id:{issue}", timeout=20_000)["events"]
     assert event["data"]["next_agents"] == stored["next_agents"] != []
 
 

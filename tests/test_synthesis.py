@@ -71,8 +71,8 @@ def test_an_agent_that_ends_well_and_stores_none_gets_a_result_that_says_whose_i
     assert stored["result"]["decisions"] == ["I greet politely.", "Because it is kind."]
     assert "stored no result" in stored["result"]["rationale"] and stored["result"].get("warnings", []) == []
     assert files_of(stored) == (["src/new.py"], [], [])
-    exited = architect.wait("agent_exited", since="earliest", filter=f"issue_id:{issue}", timeout=5000)["events"]
-    told = architect.wait("agent_completed", since="earliest", filter=f"issue_id:{issue}", timeout=5000)["events"]
+    exited = architect.wait("agent_exited", since="earliest", filter=f"issue_id:{issue}", timeout=20_000)["events"]
+    told = architect.wait("agent_completed", since="earliest", filter=f"issue_id:{issue}", timeout=20_000)["events"]
     assert exited[0]["data"]["result_id"] == told[0]["data"]["result_id"] == stored["id"]
     assert (told[0]["data"]["status"], told[0]["publisher"]) == ("partial", agent_id) and told[0]["data"]["next_agents"]
     assert told[0]["event_id"] < exited[0]["event_id"]
@@ -359,7 +359,7 @@ def test_a_kill_of_the_service_makes_no_result_two_and_none_lost(
     (stored,) = results_of(architect, agent_id)
     assert (stored["source"], ended["result_id"], ended["state"]) == ("sidecar", stored["id"], "completed")
     assert files_of(stored) == (["new.py"], [], [])
-    told = architect.wait("agent_exited", since="earliest", timeout=5000)["events"]
+    told = architect.wait("agent_exited", since="earliest", timeout=20_000)["events"]
     assert [event["data"]["result_id"] for event in told] == [stored["id"]]
 
 

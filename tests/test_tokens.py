@@ -764,7 +764,7 @@ def test_the_token_of_an_ended_agent_is_refused_for_good(make_service: Callable[
 
 @pytest.mark.needs_plugin("tokens/renewal renews them in their files")
 def test_the_token_file_of_a_running_agent_is_renewed_before_it_expires(make_service: Callable[..., Service]) -> None:
-    service = make_service("--agent-command", "sleep 60", "--token-ttl", "4")
+    service = make_service("--agent-command", "sleep 600", "--token-ttl", "8")
     spawned = service.client().spawn()
     path = service.storage / "agents" / spawned["agent_id"] / "token"
     assert path.read_text() == spawned["jwt_token"]
@@ -777,7 +777,7 @@ def test_the_token_file_of_a_running_agent_is_renewed_before_it_expires(make_ser
     assert {name: renewed[name] for name in same} == {name: first[name] for name in same}
     until(lambda: time.time() > first["exp"])
     assert refused(Client(service.url, spawned["jwt_token"]).get("/status"), "AUTH_002")
-    assert Client(service.url, path.read_text()).get("/status").status_code == 200
+    until(lambda: Client(service.url, path.read_text()).get("/status").status_code == 200)
     until(lambda: path.read_text() != second)
     assert service.client().delete(f"/api/agents/{spawned['agent_id']}").status_code == 202
     until(lambda: not path.exists())

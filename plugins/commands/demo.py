@@ -50,7 +50,9 @@ class Demo:
 
     ISSUE = "demo-1"
     TASK = "Find where the program starts and describe what it does"
-    END_SECONDS = 10.0  # in which the service ends, which it does at once
+    START_SECONDS = 60.0  # which a busy machine may need
+    AGENT_SECONDS = 50
+    END_SECONDS = 20.0  # in which the service ends: it gives its agents up to 15
 
     def __init__(self, root: Path, folder: Path) -> None:
         self._root, self._folder = root, folder
@@ -106,7 +108,7 @@ class Demo:
 
         self._starting = in_thread("service", begin)
         self._service = self._starting.result()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + self.START_SECONDS
         while (info := read_sidecar_json(self._folder / "storage")) is None or info.pid != self._service.pid:
             if self._service.poll() is not None or time.monotonic() > deadline:
                 said = (self._folder / "service.log").read_text(errors="replace").strip()
@@ -115,10 +117,10 @@ class Demo:
         return Client(option_parser().parse_args(self._arguments))
 
     def _wait_for_event(self, client: Client) -> dict[str, Any]:
-        query = {"filter": f"issue_id:{self.ISSUE}", "since": "earliest", "timeout": 20_000}
+        query = {"filter": f"issue_id:{self.ISSUE}", "since": "earliest", "timeout": self.AGENT_SECONDS * 1000}
         events: list[dict[str, Any]] = client.call("GET", "/api/events/wait/agent_completed", query=query)["events"]
         if not events:
-            raise StartError("the agent reported nothing within 20 s", REFUSED)
+            raise StartError(f"the agent reported nothing within {self.AGENT_SECONDS} s", REFUSED)
         return events[0]
 
     def _show_context(self, client: Client) -> None:

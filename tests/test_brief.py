@@ -385,6 +385,21 @@ def test_a_spawned_agent_has_a_brief_beside_its_context(make_service: Callable[.
     )
 
 
+def test_the_part_of_one_agent_of_a_pipeline_is_told_to_no_other(make_service: Callable[..., Service]) -> None:
+    service = make_service("--agent-command", "sleep 300")
+    client = service.client()
+
+    def told(agent: dict[str, Any]) -> list[str]:
+        return section((folder_of(service, agent["agent_id"]) / "brief.md").read_text(), "Task")
+
+    writer = spawn(client, "hang\n\nYour part: to document the zebra")
+    own = brief(Client(client.url, writer["jwt_token"]))
+    assert told(writer) == section(own, "Task") == ["    hang", "    Your part: to document the zebra"]
+    assert told(spawn(client, "")) == section(brief(client), "Task") == ["    hang"]
+    assert "zebra" not in client.get("/api/context/issue-1/go-specialist").text
+    assert client.get("/api/issues/issue-1").json()["body"] == "hang"
+
+
 # does what an agent does that copies the commands of its brief, then of its prompt, as they stand there
 COPYING = """
 import os, re, subprocess, sys

@@ -335,6 +335,22 @@ def test_the_context_file_holds_what_was_required(
     state(architect, spawned["agent_id"])
 
 
+@pytest.mark.needs_plugin("agents/requirements leaves out sections")
+@pytest.mark.parametrize(("asked", "redactions"), [
+    (["metadata"], 0), (["metadata", "git_context"], 0), (["metadata", "source_files"], 2), ([], 2),
+])  # fmt: skip
+def test_only_redactions_in_what_the_context_file_holds_are_counted(
+    make_service: Callable[..., Service], repository: Path, asked: list[str], redactions: int
+) -> None:
+    for name in ("one.py", "other.py"):
+        (repository / name).write_text(f"key = 'AKIA{'QWERTYUIOPASDFGH'}'\n")
+    service = make_service(*COMMAND)
+    spawned = spawn(service.client(), "succeed", "issue-1", context_requirements=asked)
+    context = json.loads((folder_of(service, spawned["agent_id"]) / "context.json").read_text())["context"]
+    assert context["metadata"]["redactions"] == redactions
+    state(service.client(), spawned["agent_id"])
+
+
 def test_a_context_has_what_is_required_of_it(service: Service, architect: Client, issue: str) -> None:
     required = ["project_structure", "git_context", "metadata"]
     spawned = spawn(architect, "succeed", issue, context_requirements=required)

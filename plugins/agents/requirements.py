@@ -43,5 +43,7 @@ def required(content: bytes, names: list[str]) -> bytes:
             path, known = f"context_requirements[{position}]", ", ".join(sorted({*sections, *ALIASES}))
             problem = f"{name[:128]!r} is not a context section - at `$.{path}`; known are {known}"
             raise ApiError("REQ_001", problem, details={"path": path})
+    if "relevant_files" not in wanted:
+        sections["metadata"]["redactions"] -= sum(file.get("redactions", 0) for file in sections["relevant_files"])
     context["context"] = {name: value for name, value in sections.items() if name in wanted}
     return msgspec.json.encode(measured(context))

@@ -3416,7 +3416,7 @@ class Agents:
         if self._stopping:
             raise ApiError("AGT_001", "The service is stopping")
         if (number := self.count()) >= self.settings.max_agents:
-            raise ApiError("AGT_003", f"{number} agents are running, --max-agents allows no more", retry_after=5)
+            raise ApiError("AGT_003", f"{number} already running, --max-agents allows no more", retry_after=5)
         row, asked = self.launcher.row(claims, body), body.get("environment") or {}
         # It counts from here on: a thousand cannot pass the limit.
         running = self.active[row["id"]] = Running(row, self._folder / row["id"], task=asyncio.current_task())

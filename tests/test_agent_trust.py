@@ -513,7 +513,8 @@ def test_a_spawn_that_is_refused_leaves_no_row(make_service: Callable[..., Servi
     service = make_service(*COMMAND, "--max-agents-per-issue", "1")
     state(service.client(), spawn(service.client(), "succeed")["agent_id"])
     for _ in range(3):
-        assert service.client().post("/api/agents/spawn", request()).status_code == 429
+        refused = service.client().post("/api/agents/spawn", request())
+        assert refused.status_code == 429 and "issue-1 has had 1 agent, --max-" in refused.json()["message"]
     service.stop()
     with contextlib.closing(sqlite3.connect(service.storage / "sidecar.db")) as database:
         for table in ("agent", "agent_evidence", "agent_outcome", "revoked"):

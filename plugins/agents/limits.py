@@ -6,6 +6,7 @@ from typing import Any
 
 from cco_sidecar import Agents, ApiError, Records, hookimpl
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins._words import counted
 
 ON_ISSUE = (  # those that never had a process do not count
     "select count(*) from agent where project = ? and issue = ? and not (state = 'failed' and pid is null)"
@@ -30,6 +31,6 @@ class LimitedAgents(Agents):
             raise ApiError("AGT_003", f"{who}, --max-depth allows it no agents of its own")
         (spawned,) = records.rows(ON_ISSUE, row["project"], row["issue"])[0]
         if spawned >= self.settings.max_agents_per_issue:
-            many = f"{spawned} agents were spawned on {row['issue']}"
+            many = f"{row['issue']} has had {counted(spawned, 'agent')}"
             raise ApiError("AGT_003", f"{many}, --max-agents-per-issue allows no more")
         return super().admit(row, records)

@@ -586,6 +586,82 @@ def test_what_the_log_an_answer_and_the_doctor_say_of_git_is_its_whole_reason(
     assert f"{reason}\n" in told.stdout, told
 
 
+@pytest.fixture
+def without_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Services obey the rights of files, also root's."""
+    command = Service.command.fget
+    assert command
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    monkeypatch.setattr(Service, "command", property(lambda service: [*drop, *command(service)]))
+
+
+@pytest.mark.usefixtures("without_rights")
+@pytest.mark.parametrize("kind", ["unstaged", "staged", "a branch without commits"])
+def test_while_a_file_cannot_be_read_the_lines_of_all_others_are_counted(
+    make_service: Callable[..., Service], repository: Path, kind: str
+) -> None:
+    names = ["README.md", "src/main.py", "odd [*] name.py"]
+    write(repository / names[2], "odd = 1\n")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "-m", "An odd name")
+    if kind == "a branch without commits":
+        git(repository, "checkout", "-q", "--orphan", "fresh")
+    closed = [repository / name for name in names[1:]]
+    for name in names:
+        with (repository / name).open("a") as file:
+            file.write("# more\n")
+        if kind == "staged":
+            git(repository, "add", name)
+    for path in closed:
+        path.chmod(0)
+    client = make_service().client()
+
+    def counted() -> dict[str, str | None]:
+        context = client.get("/api/context/issue-1/python-specialist").json()["context"]
+        changes = context["git_context"]["uncommitted_changes"]
+        return {change["path"]: change["diff"] for change in changes if change["path"] in names}
+
+    def more(found: dict[str, str | None]) -> int:
+        """How many lines README.md has more."""
+        return int((found["README.md"] or "+0").split()[0])
+
+    lines = more(counted())
+    assert lines >= 1 and counted() == {names[0]: f"+{lines} -0", names[1]: None, names[2]: None}
+    with (repository / names[0]).open("a") as file:  # another one is edited, then a closed one
+        file.write("# and more\n")
+    until(lambda: counted() == {names[0]: f"+{lines + 1} -0", names[1]: None, names[2]: None})
+    closed[0].chmod(0o644)
+    until(lambda: (counted()[names[1]] or "").endswith(" -0"))
+    write(closed[0], "closed = 2\n")
+    closed[0].chmod(0)
+    until(lambda: counted() == {names[0]: f"+{lines + 1} -0", names[1]: None, names[2]: None})
+    for path in closed:
+        path.chmod(0o644)
+    until(lambda: None not in counted().values())
+
+
+@pytest.mark.usefixtures("without_rights")
+@pytest.mark.parametrize("when", ["from the start", "later"])
+def test_a_git_folder_that_cannot_be_read_is_named(
+    make_service: Callable[..., Service], repository: Path, when: str
+) -> None:
+    folder = repository / ".git"
+    try:
+        if when == "from the start":
+            folder.chmod(0)
+        client = make_service().client()
+        if when == "later":
+            assert client.get("/api/context/issue-1/python-specialist").status_code == 200
+            folder.chmod(0)
+        until(lambda: client.get("/api/context/issue-1/python-specialist").status_code == 500)
+        answer = client.get("/api/context/issue-1/python-specialist")
+    finally:
+        folder.chmod(0o755)
+    reason = "git's folder .git cannot be read: Permission denied"
+    assert answer.json()["message"] == f"The project cannot be read: {reason}"
+    until(lambda: client.get("/api/context/issue-1/python-specialist").status_code == 200)
+
+
 def test_a_reason_of_git_is_redacted_and_bounded_and_no_manual(home: Path, repository: Path) -> None:
     with pytest.raises(GitError, match=r"^git: error: unknown option `no-such-option'$"):
         cco_sidecar.ask_git(repository, "config", "--no-such-option")

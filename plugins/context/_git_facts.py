@@ -158,10 +158,14 @@ def is_outside_git(root: Path) -> bool:
 
 def is_damaged(root: Path) -> bool:
     """Whether git takes the nearest ``.git`` around ``root`` for no repository even when it is asked right there, and
-    not for lying beyond a file system or GIT_CEILING_DIRECTORIES. Blocks.
+    not for lying beyond a file system or GIT_CEILING_DIRECTORIES. Raises GitError. Blocks.
     """
     for folder in (root, *root.parents):
-        if os.path.isfile(folder / ".git") or (os.path.isdir(folder / ".git") and os.listdir(folder / ".git")):
+        try:
+            found = os.path.isfile(folder / ".git") or (os.path.isdir(folder / ".git") and os.listdir(folder / ".git"))
+        except OSError as error:
+            raise GitError(f"git's folder .git cannot be read: {error.strerror}") from None
+        if found:
             return run_git(folder, "rev-parse", "--git-dir") is None
     return False
 
@@ -290,18 +294,22 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
     if all(code == "??" for code, _ in codes):
         return {}
 
-    def lines(*than: str) -> bytes | None:
-        literal = {"GIT_LITERAL_PATHSPECS": "1"}
+    def lines(*than: str, without: Sequence[str] = ()) -> bytes | None:
+        literal = [f":(literal){name}" for name in names] + [f":(exclude,literal){name}" for name in without]
         try:
-            return ask_git(root, "diff", *LINES, *than, "--", *names, env=literal)
+            return ask_git(root, "diff", *LINES, *than, "--", *literal)
         except GitError as error:
             log.debug("lines are not counted: %s", error)
             return None
 
-    staged = any(code[0] not in " ?" for code, _ in codes)
-    output = lines("HEAD") if staged else lines()  # where nothing is, git's index tells as much, and much faster
-    if staged and output is None:  # an unborn branch is compared with the empty tree
-        output = lines(empty_tree(root))
+    # where nothing is staged, git's index tells as much, and much faster
+    than = ["HEAD"] if any(code[0] not in " ?" for code, _ in codes) else []
+    output = lines(*than)
+    if than and output is None:  # an unborn branch is compared with the empty tree
+        than = than if run_git(root, "rev-parse", "--verify", "HEAD") else [empty_tree(root)]
+        output = lines(*than)
+    if output is None and (closed := [path for _, path in codes if is_closed(root / path)]):
+        output = lines(*than, without=closed)  # for one file that cannot be read git counts none
     tokens, counts = iter(split_z(output)), {}
     for token in tokens:
         added, removed, path = [*token.split("\t", 2), "", ""][:3]
@@ -311,6 +319,16 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
         if added != "-":
             counts[path] = f"+{added} -{removed}"
     return counts
+
+
+def is_closed(path: Path) -> bool:
+    """Whether it is a file that cannot be read. Blocks."""
+    try:
+        if path.is_file() and not path.is_symlink():  # not a pipe, which would wait for a writer
+            path.open("rb").close()
+    except OSError:
+        return True
+    return False
 
 
 LINES = ("--numstat", "-z", "--relative", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "-M")

@@ -53,6 +53,7 @@ from cco_sidecar_plugins.context._git_facts import (
     GitProject,
     describe_changes,
     git_prefix,
+    is_closed,
     line_counts,
     read_commits,
     read_remote,
@@ -633,7 +634,7 @@ class ProjectIndex(GitProject):
         if not names:
             return state.git.uncommitted_changes
         asked = sorted(names)
-        if names & self._staged:
+        if names & self._staged or any(is_closed(self._root / name) for name in asked):
             _, codes = read_status(self._root, self._known_folders().prefix, names=asked)
             counts = line_counts(self._root, codes, asked)
         else:  # as git's index is what it was, none of them is staged or has become tracked now

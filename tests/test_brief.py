@@ -171,6 +171,19 @@ def test_the_brief_tells_its_reader_what_the_token_allows(
     assert "You may: read_context. " in narrow and "curl -sS" not in narrow
 
 
+@pytest.mark.parametrize(("agent_type", "may"), [
+    ("documentation-expert", "read_context."), ("customer-support", "read_context, publish_events."),
+    ("python-specialist", "read_context, write_results, publish_events."),
+])  # fmt: skip
+def test_the_brief_of_another_type_tells_what_that_may_beside_what_the_token_allows(
+    service: Service, agent_type: str, may: str
+) -> None:
+    told = section(brief(service.client("chief-architect"), agent_type), SECTIONS[1])
+    assert told[0] == f"An agent of the type `{agent_type}` may: {may}"
+    assert told[1] == "Your token is of the type `chief-architect`:" and "spawn_agents" in told[2]
+    assert "of the type" not in brief(service.client(agent_type), agent_type)
+
+
 def test_a_task_none_of_whose_words_occur_is_said(client: Client) -> None:
     assert "No word of the task occurs" in "".join(section(brief(client, task="zanzibar quixotry"), SECTIONS[3]))
     assert "No word of the task occurs" not in brief(client, task="voucher quixotry")

@@ -22,6 +22,7 @@ import msgspec
 import cco_sidecar
 from cco_sidecar import (
     BYTES_PER_TOKEN,
+    CATEGORIES,
     AgentCommand,
     AgentEndpoint,
     AgentLaunch,
@@ -135,12 +136,17 @@ def context_brief(request: ContextRequest, sections: Sections, reader: Reader) -
     title = f"# Brief for {code(request.agent_type)} on {code(request.issue_id)}"
     no_file = not reader.how and not reader.curl_file.startswith("/")
     how = instructions(reader) + (f"\n{OWN_CURL_FILE}" if no_file else "")
+    whose = []
+    if reader.agent_type != request.agent_type:
+        may = ", ".join(CATEGORIES[request.category].permissions)
+        whose = [f"An agent of the type {code(request.agent_type, 60)} may: {may}.", ""]
+        whose += [f"Your token is of the type {code(reader.agent_type, 60)}:", ""]
     limit = min(BYTES, request.max_bytes)
     share = limit / BYTES
     outputs, git = sections["previous_agent_outputs"], sections["git_context"]
     parts = [
         [title, "", "## Task", "", *task_lines(redact(request.task)[0], int(TASK * share))],
-        ["", "## What you may do, and how", "", *textwrap.indent(how.strip(), "    ").split("\n")],
+        ["", "## What you may do, and how", "", *whose, *textwrap.indent(how.strip(), "    ").split("\n")],
         ["", "## What was decided so far, newest first", "", *decision_lines(outputs, int(DECISIONS * share))],
         ["", "## Git", "", *git_lines(git, int(GIT * share))],
         *added_parts(sections, int(ADDED * share)),

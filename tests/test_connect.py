@@ -600,6 +600,28 @@ def test_a_connection_is_taken_away_without_its_notes(desk: Desk) -> None:
         assert "cannot be read" in desk.cco("connect", "cursor", code=2)
 
 
+def test_doctor_names_the_connections_whose_notes_are_lost(desk: Desk) -> None:
+    programs = ("cursor", "gemini", "opencode", "claude")
+    for program in programs:
+        desk.cco("connect", program, "--write")
+    (desk.root / ".vscode").mkdir()
+    (desk.root / ".vscode/mcp.json").write_text('{"servers": {"cco": {"command": "mine"}}}')  # the user's own
+    before = desk.files()
+    (notes,) = desk.root.parent.glob("state/cco-sidecar/*/connections.json")
+    notes.unlink()
+    for program in programs:
+        verdict, finding = finding_of(desk, program)
+        assert verdict == "note" and "no longer noted in the storage: " in finding
+        assert f"connect {program} --write` notes it" in finding and f"disconnect {program}` takes it away" in finding
+    with pytest.raises(KeyError):
+        finding_of(desk, "vscode")
+    desk.cco("connect", "cursor", "--write")
+    assert finding_of(desk, "cursor")[0] == "good" and desk.files() == before
+    desk.cco("disconnect", "gemini")
+    with pytest.raises(KeyError):
+        finding_of(desk, "gemini")
+
+
 # -- the bridge
 
 

@@ -570,7 +570,7 @@ def disconnect_program(program: str, settings: Settings, notes: Notes, removed: 
 
 
 def findings(settings: Settings) -> dict[str, tuple[str, str]]:
-    """For ``cco doctor``: of each connected program, whether its settings still say so."""
+    """For ``cco doctor``: of each connected program, whether its settings still say so, and whether a note does."""
     try:
         known = Notes(settings.storage).by_program
     except StartError as error:
@@ -588,6 +588,11 @@ def findings(settings: Settings) -> dict[str, tuple[str, str]]:
         except StartError as error:
             told = "bad", str(error)
         found[f"connection of {program}"] = told
+    own = own_command(settings)
+    for program in PROGRAMS:
+        if program not in known and is_unnoted(program, settings, trees):
+            how = f"`{own} connect {program} --write` notes it, `{own} disconnect {program}` takes it away"
+            found[f"connection of {program}"] = "note", f"in its settings, and no longer noted in the storage: {how}"
     return found
 
 

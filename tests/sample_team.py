@@ -105,6 +105,14 @@ def half() -> None:
     time.sleep(sample_agent.FOREVER)
 
 
+def late() -> None:
+    """Changes a file, has its result refused, and ends when the gate opens."""
+    refused("invalid")
+    print("waiting", flush=True)
+    while not Path(os.environ["TEAM_LOG"]).with_name("open").exists():
+        time.sleep(0.02)
+
+
 def store_and_crash() -> None:
     report("success")
     crash()
@@ -112,7 +120,7 @@ def store_and_crash() -> None:
 
 DEEDS = {
     "silent": silent, "crash": crash, "gate": gate, "store_and_crash": store_and_crash, "chatter": chatter, "half": half,
-    "ask": ask, "edit": edit, **{way: partial(refused, way) for way in ("invalid", "by policy", "by MCP", "invalid MCP")},
+    "ask": ask, "edit": edit, "late": late, **{way: partial(refused, way) for way in ("invalid", "by policy", "by MCP", "invalid MCP")},
     "hang": sample_agent.hang, "ignore": sample_agent.ignore, "die": sample_agent.die,
 }  # fmt: skip
 

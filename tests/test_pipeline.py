@@ -4,6 +4,7 @@ hurts.
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -13,6 +14,7 @@ import select
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -52,7 +54,7 @@ class Runs:
     ) -> subprocess.Popen[bytes]:
         """Run in the background; what it prints goes to a file of its own, `output` reads it."""
         task = [] if script is None else ["--task", json.dumps(script)]
-        where = [f"--root={self.root}", f"--storage={self.storage}", f"--project={PROJECT}"]
+        where = [f"--root={self.root}", f"--storage={self.storage}", f"--project={PROJECT}", "--pause=0"]
         command = [sys.executable, str(MODULE), "run", *where, *task, *words]
         number = len(self.started)
         with self.path(number, "out").open("wb") as stdout, self.path(number, "err").open("wb") as stderr:
@@ -580,6 +582,24 @@ def test_an_agent_that_cannot_work_at_all_is_not_tried_again(runs: Runs, tmp_pat
     assert runs.run(*more)[-1]["state"] == "done"
 
 
+def test_after_agents_that_fail_it_waits_longer_each_time(runs: Runs, served: Service) -> None:
+    script = {"python-specialist": ["failed", "crash"], "chief-architect": ["success", "crash", "success"]}
+    words = ("--issue", "i-1", "--pause", "1", "--rounds", "5")
+    events = runs.run(*words, script=script, code=1)
+    ended = [(row["agent_type"], row["state"], row["status"]) for row in events[-1]["agents"]]
+    assert ended[1] == ("python-specialist", "completed", "failed")  # which was work
+    waits = [(event["seconds"], event["reason"]) for event in events if event["event"] == "waiting"]
+    crashed = [agent_type for agent_type, state, _ in ended if state == "failed"]
+    assert waits[0] == (1, f"{crashed[0]} has failed (--pause 1)")
+    assert waits[1] == (2, "2 agents in a row have failed (--pause 1)")
+
+    waiting = runs.start("--format", "json", "--issue", "i-2", "--pause", "600", script={"chief-architect": ["crash"]})
+    (wait,) = until(lambda: runs.events(waiting, "waiting"))
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(30) == 130 and wait["seconds"] == 600
+    assert "goes on from here" in shown_in_pairs(runs.events(waiting))[-1]["reason"]
+
+
 def test_retries_and_a_type_for_which_routing_has_no_remedy(runs: Runs, served: Service) -> None:
     events = runs.run("--issue", "i-1", "--retries", "1", script={"chief-architect": ["failed"]}, code=1)
     assert runs.worked() == ["chief-architect"] * 2 and events[-1]["state"] == "failed"
@@ -803,6 +823,10 @@ def test_a_command_that_is_not_there_is_told_before_an_issue_begins(runs: Runs) 
         words = ("--issue", "i-1", "--task", "x", "--agent-command", *more)
         assert f"no chief-architect can be started: {more[0]}: " in runs.refuse(*words, code=1)
     assert runs.run("--issue", "i-1", "--until", "architect", script={})[0]["going_on"] is False
+    words = ("--issue", "i-1", "--agent-command", "no-such-agent")
+    assert "no python-specialist can be started: no-such-agent: " in runs.refuse(*words, code=1)
+    events = runs.run("--issue", "i-1", "--until", "architect", "--agent-command", "no-such-agent")
+    assert events[-1]["state"] == "reached"
 
 
 def test_an_agent_whose_command_cannot_be_run_has_not_failed_at_its_work(
@@ -909,6 +933,24 @@ def test_a_service_that_is_killed_and_started_again_is_waited_for(runs: Runs, se
     assert process.wait(120) == 0, runs.output(process, "err")
     assert runs.worked() == ALL
     shown_in_pairs(runs.events(process))
+
+
+@pytest.mark.parametrize("down", [Service.stop, Service.kill], ids=["stop", "kill -9"])
+def test_that_a_result_was_refused_is_known_after_a_restart(
+    runs: Runs, served: Service, down: Callable[[Service], Any]
+) -> None:
+    process = runs.start("--format", "json", "--issue", "i-1", "--rounds", "1", script={"chief-architect": ["late"]})
+    agent = at_the_gate(runs, process, "chief-architect")["agent_id"]
+    path = f"/api/agents/{agent}/status"
+    until(lambda: "waiting" in served.client().get(path).json()["output_tail"])
+    with contextlib.closing(sqlite3.connect(served.storage / "sidecar.db")) as database:  # it is written behind
+        until(lambda: database.execute("select 1 from agent_outcome where outcome like '%refused%'").fetchone())
+    down(served)
+    served.start()
+    runs.open_gate()
+    assert process.wait(60) == 1, runs.output(process, "err")
+    (row,) = runs.events(process)[-1]["agents"]
+    assert row["decision"].startswith("its result was refused, REQ_001")
 
 
 @pytest.mark.parametrize("moment", ["while no service runs", "after the restart"])
@@ -1353,6 +1395,22 @@ def test_the_table_says_what_happened_line_by_line(runs: Runs, served: Service) 
         and "\x1b" not in "".join(lines)
         and "\r" not in "".join(lines)
     )
+
+
+def test_the_last_line_of_each_agent_is_told_once_however_short_it_works(runs: Runs, served: Service) -> None:
+    events = runs.run("--issue", "i-1", script={"python-specialist": ["edit"]})
+    said = [(event["agent_type"], event["line"]) for event in events if event["event"] == "agent_output"]
+    lines = [(name, f"{name} is done") for name in ALL]
+    lines[1] = (ALL[1], "I changed src/main.py")
+    assert said == lines
+
+
+@pytest.mark.parametrize("event", ["agent_output", "agent_ended"])
+def test_a_long_line_of_an_agents_is_cut(event: str) -> None:
+    facts = {"line": "x" * 5000, "decision": "y" * 5000, "agent_type": "qa-engineer", "status": "failed", "seconds": 3}
+    facts |= {"files_changed": 1, "source": None, "next_agents": []}
+    (line,) = plugin("_pipeline_view").LINES[event](facts)
+    assert len(line) < 300 and line.endswith("…")
 
 
 def test_every_run_tells_the_same_time_of_an_agent(runs: Runs, served: Service) -> None:

@@ -71,9 +71,13 @@ def heard_from(agents: Agents, subject: str, method: str, path: str) -> None:
 
 
 def note_refusal(agents: Agents, subject: str, error: ApiError | None) -> None:
-    """Why an agent's last result was refused; None for one that was stored."""
-    if running := agents.active.get(subject):
-        running.row["refused"] = error and one_line(error)
+    """Why an agent's last result was refused; None for one that was stored. Written down: its end may be another
+    service's to judge.
+    """
+    running, refused = agents.active.get(subject), error and one_line(error)
+    if running and running.row.get("refused") != refused:
+        running.row["refused"] = refused
+        agents.storage.write_behind(lambda records: records.add_outcome(subject, refused=refused))
 
 
 CALLS: weakref.WeakKeyDictionary[Running, int] = weakref.WeakKeyDictionary()  # requests that an agent's end waits for

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cco_sidecar import REFUSED, NextAgent, StartError
+from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins.commands._client import NotReachable, Refused
 from cco_sidecar_plugins.commands._pipeline_plan import FILE_LISTS, Plan, never_started, seconds_of, short_decision
 from cco_sidecar_plugins.commands._pipeline_service import Link
@@ -103,6 +104,7 @@ class Story:
         self.history: set[str] | None = None  # agents that had ended before we began; None until we have
         self.started: dict[str, float] = {}  # agents that were shown as started or found, and when they began
         self._told: set[str] = set()  # agents that were shown as ended
+        self._lines: dict[str, str] = {}  # the last line that was shown of each
 
     def start(self, spawned: dict[str, Any], proposal: NextAgent, number: int) -> None:
         """Show an agent that was started for ``proposal``, as the pipeline's ``number``-th."""
@@ -123,9 +125,18 @@ class Story:
             if agent["ended_at"]:
                 row = self.row(agent, plan)
                 with self._interrupts.deferred():
+                    self.show_output(agent)
                     self._told.add(agent_id)
                     self.view.tell("agent_ended", **row, exit_code=agent["exit_code"],
                         next_agents=proposals.get(agent_id, []))  # fmt: skip
+
+    def show_output(self, agent: dict[str, Any]) -> None:
+        """Show the last line that it has written, where that is another one than before."""
+        agent_id = agent["agent_id"]
+        line = next((text for each in reversed(agent["output_tail"]) if (text := last_shown(each)).strip()), "")
+        changed = line != self._lines.get(agent_id, "")
+        self.view.progress(agent, time.monotonic() - self.started[agent_id], line, changed=changed)
+        self._lines[agent_id] = line
 
     def _find(self, agent: dict[str, Any]) -> None:
         age = max(0.0, time.time() - seconds_of(agent["started_at"]))

@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +69,7 @@ class Link:
     STOP_SECONDS = 20.0
     MAX_RESTARTS = 3
 
-    def __init__(
-        self, options: argparse.Namespace, asked: Settings, view: View, before_start: Callable[[], None]
-    ) -> None:
-        self._before_start = before_start  # may refuse to start a service of our own
+    def __init__(self, options: argparse.Namespace, asked: Settings, view: View) -> None:
         self._options, self._asked, self._settings, self._view = options, asked, running_settings(asked), view
         self._local = not (getattr(options, "url", None) or os.environ.get("SIDECAR_URL"))
         self._held: list[int] = []
@@ -183,7 +179,6 @@ class Link:
                     self.own = None
                     return self._checked(client)
             if self.own is None or self.own.poll() is not None:
-                self._before_start()
                 self._start()
             if time.monotonic() > deadline:
                 raise StartError(f"the service did not start: {self._last_words()}", REFUSED)

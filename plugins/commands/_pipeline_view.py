@@ -18,6 +18,8 @@ from cco_sidecar_plugins._terminal import plain
 from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.commands._printing import cut, duration, print_table, reader_poll
 
+LINE_WIDTH = 200  # columns that a text of an agent's has in a line
+
 
 class NotWritten(Exception):
     """Standard output takes nothing more: its reader has gone, or it is ``full``."""
@@ -136,7 +138,7 @@ def ended_line(facts: dict[str, Any]) -> Iterable[str]:
         f" {counted(facts['files_changed'], 'file')}"
         " changed"
     )
-    yield f"{facts['agent_type']} {about}" + (f": {facts['decision']}" if facts["decision"] else "")
+    yield f"{facts['agent_type']} {about}" + (f": {cut(facts['decision'], LINE_WIDTH)}" if facts["decision"] else "")
     if facts["source"] == "sidecar" and facts["status"] == "success":
         yield "  it stored no result: that it ended with 0 and changed files is taken as success"
     elif facts["source"] == "sidecar":
@@ -151,7 +153,7 @@ LINES: dict[str, Callable[[dict[str, Any]], Iterable[str]]] = {  # event: its li
         f"{facts['agent_type']} started, pid {facts['pid']} ({facts['priority']}), {facts['reason']}"
     ],
     "agent_found": lambda facts: [f"{facts['agent_type']} found, pid {facts['pid']}, started {facts['seconds']} s ago"],
-    "agent_output": lambda facts: [f"{facts['agent_type']}: {facts['line']}"],
+    "agent_output": lambda facts: [f"{facts['agent_type']}: {cut(facts['line'], LINE_WIDTH)}"],
     "agent_ended": ended_line,
     "waiting": lambda facts: [f"waiting, at most {facts['seconds']} s: {facts['reason']}"],
     "note": lambda facts: [facts["reason"]],

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
+import itertools
 import os
 import shlex
 import signal
@@ -44,7 +44,6 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._program import handling_signals
-from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents._agent_types import BUILT_IN
 from cco_sidecar_plugins.agents.launchers import DECIDING, find_program
@@ -67,6 +66,7 @@ from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_com
 from cco_sidecar_plugins.commands.approve import newly_asked
 
 FIRST = NextAgent("chief-architect", "high", "pipeline: the first agent")
+LONGEST_PAUSE = 300  # seconds that failures make of a shorter --pause
 
 
 # ==== The command =====================================================================================
@@ -86,6 +86,8 @@ def register_commands(commands: Any) -> None:
             arg("--rounds", type=number(1), default=12, metavar="N", help="agents started at most (default: 12)"),
             arg("--retries", type=number(0), default=3, metavar="N",
                 help="a type that fails more often in a row ends it (default: 3)"),
+            arg("--pause", type=number(0), default=5, metavar="SECONDS",
+                help="wait so long after an agent that failed, twice as long after the next (default: 5)"),
             arg("--timeout", type=number(1), metavar="SECONDS",
                 help="time limit of each agent (default: the service's)"),
             arg("--patience", type=number(0), default=30, metavar="SECONDS",
@@ -120,11 +122,10 @@ def command_run(options: argparse.Namespace) -> int:
     view = view_of(options)
     interrupts = Interrupts(view)
     try:
-        ready = functools.partial(check_program, hooks, asked, options.type or FIRST.agent_type)
-        with handling_signals(interrupts.on_signal), Link(options, asked, view, ready) as link:
+        with handling_signals(interrupts.on_signal), Link(options, asked, view) as link:
             if options.until_eof:
                 threading.Thread(target=end_at_eof, daemon=True).start()
-            return Pipeline(options, hooks, types, link, view, interrupts).run()
+            return Pipeline(options, asked, hooks, types, link, view, interrupts).run()
     except StartError as error:
         view.give_up(error)
         raise
@@ -137,8 +138,8 @@ def command_run(options: argparse.Namespace) -> int:
 
 
 def check_program(hooks: Hooks, settings: Settings, agent_type: str) -> None:
-    """Raise StartError where the configured command of the first agent is not there, and neither a plugin nor a file of
-    the repository gives another.
+    """Raise StartError where the configured command of an agent is not there, and neither a plugin nor a file of the
+    repository gives another.
     """
     command = settings.command_of(agent_type)
     theirs = {row.plugin for row in hooks.implementations["agent_command"]} - DECIDING
@@ -147,6 +148,11 @@ def check_program(hooks: Hooks, settings: Settings, agent_type: str) -> None:
             find_program(command[0], settings.root)
         except OSError as error:
             raise StartError(f"no {agent_type} can be started: {command[0]}: {error.strerror}", REFUSED) from None
+
+
+def has_failed(agent: dict[str, Any]) -> bool:
+    """Whether its program did: a result that says so is work that was done."""
+    return agent["state"] == "failed" and agent["result_status"] != "success"
 
 
 def end_at_eof() -> None:
@@ -169,13 +175,14 @@ class Pipeline:
     def __init__(
         self,
         options: argparse.Namespace,
+        settings: Settings,
         hooks: Hooks,
         types: dict[str, str],
         link: Link,
         view: View,
         interrupts: Interrupts,
     ) -> None:
-        self._options, self._hooks, self._types = options, hooks, types
+        self._options, self._settings, self._hooks, self._types = options, settings, hooks, types
         self._link, self._view, self._name = link, view, options.issue
         self._interrupts, self._issue = interrupts, Issue(self._name, link, interrupts)
         self._story = Story(self._issue, view, interrupts)
@@ -185,6 +192,7 @@ class Pipeline:
         self._plan = Plan(FIRST, options.until)
         self._made: dict[str, dict[str, Any]] = {}  # partial results by id: those that the service made
         self._ordered: dict[str, str] = {}  # agents whose end we ordered, and why
+        self._paused_after = ""  # the failed agent
         self._asked: set[str] = set()  # what agents ask people, and was told
         self._cursor = self._after_agent = ""
 
@@ -201,7 +209,7 @@ class Pipeline:
                     self._follow(living[0])
                 elif verdict := self._verdict():
                     return self._finish(*verdict)
-                else:
+                elif not self._paused():
                     self._spawn(self._plan.next())
         except KeyboardInterrupt:
             return self._interrupted()
@@ -235,6 +243,8 @@ class Pipeline:
         self._catch_up()
         self._check_history()
         self._check_given(known)
+        if self._link.own and not self._living() and not self._verdict():
+            check_program(self._hooks, self._settings, self._plan.next().agent_type)
         self._plan.failures.clear()  # whoever starts it again has looked into what went wrong
         going_on = bool(self._agents or self._proposals)
         pending = [item.agent_type for item in self._plan.queue()]
@@ -372,6 +382,23 @@ class Pipeline:
 
     # -- one step
 
+    def _paused(self) -> bool:
+        """Whether it waited now: what makes agents fail one after the other, as a model that cannot be reached, takes
+        a while to pass.
+        """
+        earlier = self._story.history or set()
+        failed = list(itertools.takewhile(has_failed, reversed([
+            agent for agent_id, agent in self._agents.items() if agent_id not in earlier
+        ])))  # fmt: skip
+        if not failed or not self._options.pause or failed[0]["agent_id"] == self._paused_after:
+            return False
+        self._paused_after = failed[0]["agent_id"]
+        seconds = min(self._options.pause * 2 ** (len(failed) - 1), max(LONGEST_PAUSE, self._options.pause))
+        who = f"{failed[0]['agent_type']} has" if len(failed) == 1 else f"{len(failed)} agents in a row have"
+        self._view.tell("waiting", reason=f"{who} failed (--pause {self._options.pause})", seconds=seconds)
+        time.sleep(seconds)
+        return True
+
     def _spawn(self, proposal: NextAgent) -> None:
         """Start the agent, when there is room for it. Returns without one where the crash of the service came
         between.
@@ -412,7 +439,7 @@ class Pipeline:
         """Show the agent until it has ended. Its events wake us, and what it asks, which the service publishes: its
         status is read again after each, and at the view's pace; what it asks only then.
         """
-        agent_id, shown, cursor = agent["agent_id"], "", "latest"
+        agent_id, cursor = agent["agent_id"], "latest"
         heard: dict[str, Any] = {"events": ["what it asked before"]}
         while True:
             if cursor == "latest":  # before the status: nothing is missed
@@ -423,9 +450,8 @@ class Pipeline:
             elapsed = time.monotonic() - self._story.started[agent_id]
             for words in newly_asked(self._link.client, agent, self._asked, self._read) if heard["events"] else ():
                 self._view.tell("note", reason=words)
-            latest = next((text for line in reversed(agent["output_tail"]) if (text := last_shown(line)).strip()), "")
-            self._view.progress(agent, elapsed, latest, changed=latest != shown)
-            shown, pace = latest, self._view.pace
+            self._story.show_output(agent)
+            pace = self._view.pace
             if limit := self._options.timeout:
                 pace = min(pace, max(0.1, limit - elapsed))
                 if elapsed >= limit and agent_id not in self._ordered:

@@ -4,11 +4,13 @@ tables.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import platform
 import random
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -663,6 +665,68 @@ def test_a_small_change_costs_a_look_at_what_changed_alone(shop: Repository, cha
     ours, theirs = ({word: sorted(facts.containing(word)) for word in ("file", "animal", "zebra")}
                     for facts in (project.facts, anew))  # fmt: skip
     assert ours == theirs and project.facts.bytes == anew.bytes
+
+
+@pytest.mark.parametrize("edit", ["one", "two in a tick", "of a file that is new", "of too much", "no change"])
+def test_a_ranking_that_was_begun_before_git_had_answered_is_as_one_made_at_once(
+    shop: Repository, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    shop.rank("zebra")
+    name = "shop/animals.py" if edit == "of a file that is new" else "shop/money.py"
+    if edit != "no change":
+        shop.put(name, "def zebra(): ...\n")
+    if edit == "two in a tick":  # of the disk's clock
+        monkeypatch.setattr(index_file, "is_recent", lambda *_: True)
+    if edit == "of too much":
+        monkeypatch.setattr(relevance, "SMALL_UPDATE", (0, 0, 0))
+    edited, times = [file for file in shop.facts() if file.path == name], os.stat(shop.root / name)
+    request = shop.request("zebra", files=[])
+    relevance.begin_ranking(str(shop.root), str(shop.index), edited, request)
+    monkeypatch.undo()
+    begun = shop.project().ranking
+    assert begun.occurs == (edit in ("one", "two in a tick"))
+    if edit == "two in a tick":
+        shop.put(name, "def horse(): ...\n")
+        os.utime(shop.root / name, ns=(0, times.st_mtime_ns))
+        edited = [FileFact(name, times.st_size, times.st_mtime_ns)]
+    files = [*(file for file in shop.facts() if file.path != name), *edited]
+    found = shop.rank("zebra", files=files, changed=[name])
+    assert (shop.project().ranking is begun) == (edit in ("one", "no change"))
+    assert all(("uncommitted change" in item.reasons) == (item.path == name) for item in found)
+    shop.forget()
+    assert shop.rank("zebra", files=files, changed=[name]) == found
+
+
+@pytest.mark.parametrize("task", ["How zebras are counted", ""])
+def test_an_edit_is_indexed_while_git_is_asked_what_it_changed(
+    make_service: Callable[..., Service], repository: Path, tmp_path: Path, task: str
+) -> None:
+    (programs := tmp_path / "programs").mkdir()
+    held, path = tmp_path / "held", "/api/context/issue-1/python-specialist"
+    script = f'''case " $* " in *" diff "*) while [ -e "{held}" ]; do sleep 0.02; done;; esac\n'''
+    (programs / "git").write_text(f'#!/bin/sh\n{script}exec {shutil.which("git")} "$@"\n')
+    (programs / "git").chmod(0o755)
+    service = make_service(env={"PATH": f"{programs}:{os.environ['PATH']}"})
+    client = service.client()
+    until(lambda: client.get(path).json()["context"]["metadata"]["index"] == "ready")
+
+    def zebras() -> int:
+        with contextlib.closing(sqlite3.connect(service.storage / "index/relevance.sqlite")) as index:
+            return int(index.execute("select count(*) from chunk where chunk match 'zebras'").fetchone()[0])
+
+    held.touch()
+    (repository / "src/greeting.py").write_text("def count_zebras(): ...\n")
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(client.get, path, task=task)
+        try:
+            until(zebras)
+            assert not asked.done()
+        finally:
+            held.unlink()
+        context = asked.result().json()["context"]
+    first, (change,) = context["relevant_files"][0], context["git_context"]["uncommitted_changes"]
+    assert (first["path"], change["path"], change["diff"]) == ("src/greeting.py", "src/greeting.py", "+1 -2")
+    assert "uncommitted change" in first["reasons"]
 
 
 def test_a_touched_file_with_the_same_content_keeps_its_rows(shop: Repository) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import posixpath
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -77,8 +77,8 @@ class Facts:
 
     def __init__(self) -> None:
         self.known: dict[str, FileFact] = {}
-        self.listed: list[FileFact] | None = None  # the request's files that these facts were last compared with,
-        self.again: list[FileFact] = []  # and those of them that were new or changed then
+        self.listed: list[FileFact] | None = None  # the request's files that these facts were last compared with
+        self.taken: dict[str, FileFact] = {}  # as they were said to be when they were taken up last
         self.files: dict[int, File] = {}
         self.ids: dict[str, int] = {}
         self.base = Lists()  # stem of a word -> files with it in their name
@@ -143,17 +143,22 @@ class Facts:
         others = [pair for pair in zip(files, last, strict=False) if pair[0] is not pair[1]]  # most are the last call's
         same_paths = len(files) == len(last) and all(file.path == before.path for file, before in others)
         if self.listed is not None and same_paths:
-            changed = {file.path: file for file, _ in others}
-            doubtful = {file.path: file for file in self.again} | changed
-            fresh, gone = [file for file in doubtful.values() if self.known.get(file.path) != file], []
+            fresh, gone = self.unread([file for file, _ in others]), []
         else:
-            fresh, listed = [file for file in files if self.known.get(file.path) != file], {file.path for file in files}
+            fresh, listed = self.unread(files), {file.path for file in files}
             gone = [path for path in self.known if path not in listed]
-        self.listed, self.again = list(files), fresh
+        self.listed = list(files)
         return fresh, gone
+
+    def unread(self, files: Iterable[FileFact]) -> list[FileFact]:
+        """Those that may hold something else than when they were taken up. One that is the same object is of the same
+        look at the file, after which it was read.
+        """
+        return [file for file in files if self.known.get(file.path) != file and self.taken.get(file.path) is not file]
 
     def remove(self, path: str) -> None:
         self.known.pop(path, None)
+        self.taken.pop(path, None)
         file = self.files.pop(self.ids.pop(path, -1), None)
         if file is None:
             return

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
-from cco_sidecar import Contexts
+from cco_sidecar import Contexts, FileFact
+
+Listener = Callable[[list[FileFact]], object]
 
 
 class PreparedContexts(Contexts):
@@ -23,3 +26,9 @@ class PreparedContexts(Contexts):
 
     async def prepare(self) -> None:
         """Begun at the start, which does not wait for it."""
+
+    def beside(self) -> Listener:
+        """A look at the project begins, on the loop. What is given is told, in the look's thread, which files edits
+        changed, before git is asked what they changed.
+        """
+        return lambda edited: None

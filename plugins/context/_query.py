@@ -17,6 +17,7 @@ from cco_sidecar_plugins.context._stop_words import STOP_WORDS
 MAX_TERMS = 64
 MAX_PAIRS = 24  # adjacent words of a task that are looked for as phrases
 BODY = 1_500  # characters of a task's text after its title
+DECISIONS = 5  # of the newest results
 
 SECURITY_WORDS = """auth authentication authorization login password passwd credential token session cookie jwt oauth
     permission role access
@@ -121,7 +122,7 @@ def texts_of(request: RankRequest, decisions: bool = True) -> list[tuple[str, fl
     if scope:
         title = f"{scope[1] or ''}\n{title[scope.end() :]}"
     texts = [(title[:BODY], 1.0), (body[:BODY], 0.5)]
-    for output in request.outputs[-5:] if decisions else ():
+    for output in request.outputs[-DECISIONS:] if decisions else ():
         texts.append((str(output.get("decision") or "")[:BODY], 0.3))
     words = {part for token in IDENTIFIER.findall(task) for part in parts_of(token)}
     if request.category == "security" and words <= STOP_WORDS | GENERAL_WORDS:

@@ -46,7 +46,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ import cco_sidecar
 from cco_sidecar import (
     BuiltContext,
     ContextKey,
+    ContextQuery,
     ContextRequest,
     Contexts,
     FileFact,
@@ -71,7 +72,8 @@ from cco_sidecar_plugins._hooks import waits_for_nothing
 from cco_sidecar_plugins.context._facts import Facts, Neighbours, Past, module_path
 from cco_sidecar_plugins.context._identifiers import pair_stem
 from cco_sidecar_plugins.context._index import MAX_FILE, Index
-from cco_sidecar_plugins.context._prepared import PreparedContexts
+from cco_sidecar_plugins.context._prepared import Listener, PreparedContexts
+from cco_sidecar_plugins.context._query import DECISIONS
 from cco_sidecar_plugins.context._ranking import Ranking, ranking_of
 from cco_sidecar_plugins.context._stop_words import NO_MATCH
 
@@ -160,26 +162,44 @@ class Project:
 
     def rank(self, request: RankRequest) -> list[RankedFile] | None:
         """The files for a request, best first; None while the index is being built, or where it cannot be."""
-        with self.lock:
-            return self._rank(request)
-
-    def _rank(self, request: RankRequest) -> list[RankedFile] | None:
-        if self._building() or self._ended or time.monotonic() < self._retry_at:
-            return None
-        try:
+        with self.lock, self._recovering():
+            if self._building() or self._ended or time.monotonic() < self._retry_at:
+                return None
             index = self._opened()
             if not self._up_to_date(index, request):
                 return None
-            assert self.past is not None
-            self.ranking = ranking_of(self.ranking, index, self.facts, self.past, request)
-            answer = self.ranking.ranked(request)
+            answer = self._ranking_of(index, request).ranked(request)
             self._busy = 0
             return answer
+        return None
+
+    def begin(self, edited: list[FileFact], request: RankRequest | None) -> None:
+        """Do of ``rank`` what does not depend on git, where files that are indexed were ``edited`` and nothing else
+        changed; without a request take them up.
+        """
+        with self.lock, self._recovering():
+            if self.past is None or self._building() or self._ended:
+                return
+            index = self._opened()
+            fresh = self.facts.unread(file for file in edited if file.path in self.facts.known)
+            if is_small(fresh):
+                self._take_up(index, fresh)
+                if request:
+                    self._ranking_of(index, request)
+
+    def _ranking_of(self, index: Index, request: RankRequest) -> Ranking:
+        assert self.past is not None
+        self.ranking = ranking_of(self.ranking, index, self.facts, self.past, request)
+        return self.ranking
+
+    @contextlib.contextmanager
+    def _recovering(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             self._recover(error)
         except OSError as error:
             self._failed(f"{type(error).__name__}: {error}")
-        return None
 
     def _building(self) -> bool:
         """Whether the builder is at work; takes note when it has ended."""
@@ -238,24 +258,24 @@ class Project:
 
     def _up_to_date(self, index: Index, request: RankRequest) -> bool:
         """Take up what changed; False where that is left to the builder, which then is at work."""
-        facts = self.facts
-        fresh, gone = facts.compare(request.files)
+        fresh, gone = self.facts.compare(request.files)
         commits, dropped = index.commit_plan(self.root, request.head)
-        size = sum(min(file.size, MAX_FILE) for file in fresh)
-        amount = (len(fresh) + len(gone), size, len(commits) + len(dropped))
-        if any(number > limit for number, limit in zip(amount, SMALL_UPDATE, strict=True)):
+        if not is_small(fresh, len(gone), len(commits) + len(dropped)):
             self._close()
             self.builder = Builder(self.root, self.path, request.files, request.head)
             return False
-        if fresh or gone:
-            for numbers in index.update_files(self.root, fresh, gone):
-                for path in gone:
-                    facts.remove(path)
-                facts.load(index, numbers)
+        self._take_up(index, fresh, gone)
         if commits or dropped or index.value("select value from meta where key = 'head'") != request.head:
             index.update_commits(self.root, request.head, commits, dropped)
             self.past = Past(index)
         return True
+
+    def _take_up(self, index: Index, fresh: list[FileFact], gone: Sequence[str] = ()) -> None:
+        for numbers in index.update_files(self.root, fresh, gone) if fresh or gone else ():
+            for path in gone:
+                self.facts.remove(path)
+            self.facts.load(index, numbers)
+        self.facts.taken.update((file.path, file) for file in fresh)
 
     def neighbours(self, paths: Sequence[str]) -> dict[str, Neighbours]:
         """By path: the files that it imports, that import it, and its tests; only of what is indexed."""
@@ -310,6 +330,12 @@ class Project:
         }  # fmt: skip
 
 
+def is_small(fresh: list[FileFact], gone: int = 0, commits: int = 0) -> bool:
+    """Whether so much is taken up within a call."""
+    amount = (len(fresh) + gone, sum(min(file.size, MAX_FILE) for file in fresh), commits)
+    return all(number <= limit for number, limit in zip(amount, SMALL_UPDATE, strict=True))
+
+
 def discard(path: Path) -> None:
     for suffix in ("", "-wal", "-shm", "-journal"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
@@ -339,6 +365,14 @@ def neighbours(root: str, paths: Sequence[str]) -> dict[str, Neighbours]:
     with _projects_lock:
         projects = [project for key, project in _projects.items() if key[0] == root]
     return projects[-1].neighbours(paths) if projects else {}
+
+
+def begin_ranking(root: str, folder: str, edited: list[FileFact], request: RankRequest | None) -> None:
+    """As ``Project.begin``, where there is an index. Blocks."""
+    with _projects_lock:
+        project = _projects.get((root, folder))
+    if project:
+        project.begin(edited, request)
 
 
 @hookimpl
@@ -380,7 +414,27 @@ class WarmContexts(PreparedContexts):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
+        self._asked: tuple[str, str, ContextQuery] | None = None  # by the request that came last
         self._thread = threading.local()  # ``unfinished``: a ranking was, of the context that this thread builds
+
+    async def get(
+        self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", sub: str = ""
+    ) -> tuple[bytes, str]:
+        self._asked = issue_id, agent_type, query
+        return await super().get(issue_id, agent_type, query, known, sub)
+
+    def beside(self) -> Listener:
+        """Begins the ranking that a request waits for."""
+        asked, self._asked, request = self._asked, None, None
+        root, folder = str(self._settings.root), str(self._index_folder)
+        if asked and asked[2].task:
+            issue_id, agent_type, query = asked
+            rows = self._storage.read.issue_outputs(self._settings.project, issue_id, DECISIONS)
+            request = RankRequest(
+                root=root, index_folder=folder, files=[], agent_type=agent_type, task=query.task, changed=[], head=None,
+                category=self._agent_types.categories.get(agent_type, ""), outputs=list(map(json.loads, rows)),
+            )  # fmt: skip
+        return lambda edited: in_thread("relevance", lambda: begin_ranking(root, folder, edited, request))
 
     async def prepare(self) -> None:
         await asyncio.gather(super().prepare(), self._warm())

@@ -1209,7 +1209,10 @@ def test_a_command_that_is_interrupted_says_nothing_and_leaves_nothing(
     client = here.client()
     if words.startswith("agent"):
         gate = {"TEST_GATE": str(tmp_path / "gate")}
-        words += " " + client.spawn("cut", "test-engineer", task="slow 0", environment=gate)["agent_id"]
+        spawned = client.spawn("cut", "test-engineer", task="slow 0", environment=gate)
+        words += f" {spawned['agent_id']}"
+        # For a moment after exec a process has no environment yet.
+        until(lambda: spawned["process_id"] in [process.pid for process in marked_processes()])
 
     def waits() -> bool:
         return client.get("/status").json()["events"]["active_subscriptions"] > 0

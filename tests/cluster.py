@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -158,6 +161,68 @@ class Servers:
             node.kill()
             for line in node.held:
                 line.close()
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """The way to a server. While it is ``behind`` the server's answers about a stream tell of no entry, as those of one
+    that is not up to date tell of fewer; ``cuts`` is how many more entries end their connection in place of arriving.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, node: Node, stream: str) -> None:
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        self.node, self._stream, self.url = (
+            node,
+            b'"name":"%b"' % stream.encode(),
+            f"nats://127.0.0.1:{self.server_address[1]}",
+        )
+        self.behind, self.told, self.cuts = False, 0, 0
+        self._lines: set[socket.socket] = set()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        try:
+            with socket.create_connection(("127.0.0.1", self.node.port)) as server:
+                self._lines |= {request, server}
+                back = threading.Thread(target=self._pass_on, args=(server, request, self._answered), daemon=True)
+                back.start()
+                self._pass_on(request, server, self._asked)
+                back.join()
+        except OSError:
+            pass  # whoever asks finds the connection closed, as at a server that is away
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, change: Callable[[bytes], bytes]) -> None:
+        with contextlib.suppress(OSError, ValueError), source.makefile("rb") as lines:
+            for line in lines:
+                target.sendall(change(line))
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _asked(self, line: bytes) -> bytes:
+        if self.cuts and line.startswith(b"HPUB ") and b".log " in line:
+            self.cuts -= 1
+            raise ConnectionAbortedError
+        return line
+
+    def _answered(self, line: bytes) -> bytes:
+        if not self.behind or self._stream not in line:
+            return line
+        self.told += 1
+        return re.sub(rb'("last_seq":)(\d+)', lambda found: found[1] + b"0".rjust(len(found[2])), line)
+
+    def cut(self) -> None:
+        """End all connections."""
+        for line in self._lines:
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+        self._lines = set()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.cut()
+        self.server_close()
 
 
 @contextlib.contextmanager

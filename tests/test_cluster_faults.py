@@ -5,16 +5,19 @@ leave behind. No confirmed event or result is lost, none comes twice, all tell t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from cluster import Node, Servers, Team, servers
+from cluster import Node, Relay, Servers, Team, servers
 from conftest import PROJECT, Client, Service, end_stragglers, make_repository, plugin, until
 
 LONG = 45.0  # a machine under load; what it took is printed
@@ -268,3 +271,59 @@ def test_the_leader_is_paused(nats: Servers, load: Load) -> None:
     until(nats.ready, LONG)
     load.recovered("it goes on")
     load.check()
+
+
+LOST = "move that file away"
+
+
+@pytest.fixture
+def far(nats: Servers, tmp_path: Path) -> Iterator[Callable[..., tuple[Service, Relay]]]:
+    """One sidecar, which has published, and the relay by which it reaches one of the three servers."""
+    with contextlib.ExitStack() as ends:
+
+        def start(*options: str) -> tuple[Service, Relay]:
+            relay = Relay(nats.nodes[0], f"{tmp_path.name}-{PROJECT}")
+            ends.callback(relay.stop)
+            team = Team(tmp_path / "team", make_repository(tmp_path / "repository"), relay.url)
+            ends.callback(team.stop)
+            (sidecar,) = team.start(1, "--nats-prefix", tmp_path.name, *options)
+            until(lambda: published(sidecar), LONG)
+            return sidecar, relay
+
+        yield start
+
+
+def test_a_write_waits_while_the_server_that_answers_is_not_up_to_date(far: Callable[..., Any]) -> None:
+    sidecar, relay = far("--nats-timeout", "60")
+    relay.behind = True
+    relay.cut()
+    until(lambda: relay.told > 2, LONG)
+    with ThreadPoolExecutor(1) as pool:
+        waiting, before = pool.submit(published, sidecar), relay.told
+        until(lambda: waiting.done() or relay.told > before + 4, LONG)
+        assert not waiting.done(), "refused"
+        relay.behind = False
+        assert waiting.result(60)
+    assert LOST not in sidecar.log
+
+
+def test_what_was_written_while_the_log_was_found_again_is_no_entry_that_it_lacks(far: Callable[..., Any]) -> None:
+    """The server that answers next tells of the log as it was before the write that was on its way."""
+    sidecar, relay = far("--nats-timeout", "60")
+    for _ in range(3):
+        relay.cuts = 1
+        assert published(sidecar) and relay.cuts == 0
+        answer = sidecar.client().post("/api/events/load", {"publisher": "probe", "topic": "load", "data": {}})
+        assert answer.status_code == 202, answer.text
+    assert LOST not in sidecar.log
+
+
+def test_what_stays_behind_for_longer_than_a_write_waits_has_lost_entries(far: Callable[..., Any]) -> None:
+    sidecar, relay = far("--nats-timeout", "1")
+    relay.behind = True
+    relay.cut()
+    until(lambda: LOST in Client(sidecar.url, None).get("/health").text, LONG)
+    assert published(sidecar) is None
+    relay.behind = False
+    until(lambda: published(sidecar), LONG)
+    assert sidecar.log.count("the log at NATS: the log ends before") == 1

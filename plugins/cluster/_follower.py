@@ -124,7 +124,7 @@ class Follower:
             return f"{problem}: {remedy}"
         if self.epoch and epoch != self.epoch:
             return f"the log is another one than {name} has applied: move that file away to begin anew"
-        if self.applied > joined.last:  # also where a server answers that is not up to date yet: it is asked again
+        if joined.applied > joined.last:
             return f"the log ends before what {name} has of it; if it stays so, move that file away to begin anew"
         return None
 

@@ -52,11 +52,14 @@ class Entry(Struct, frozen=True):
 
 
 class Joined(Struct, frozen=True):
-    """The log was found, or made: what its first maker wrote down, and the numbers between which it has entries."""
+    """The log was found, or made: what its first maker wrote down, the numbers between which it has entries, and the
+    number of the one that was applied here last before it was asked: what is applied later ``last`` does not know.
+    """
 
     metadata: dict[str, str]
     first: int
     last: int
+    applied: int
 
 
 class ReadingClient(Client):
@@ -71,7 +74,8 @@ class ReadingClient(Client):
 
 class NatsLog:
     """``start`` begins to connect; ``hear`` is called in the client's thread with each Joined and Entry, in order.
-    ``founding`` is written down with a stream that is made, ``applied`` tells which entry need not be heard again.
+    ``founding`` is written down with a stream that is made, ``place`` tells which log is known and which entry of it
+    need not be heard again.
     """
 
     API_SECONDS = 2.0
@@ -80,10 +84,11 @@ class NatsLog:
 
     def __init__(
         self, options: LogOptions, founding: dict[str, str], hear: Callable[[Joined | Entry], None],
-        applied: Callable[[], int], seal: Seal,
+        place: Callable[[], tuple[str, int]], seal: Seal,
     ) -> None:  # fmt: skip
         self.options, self._founding, self._hear = options, founding, hear
-        self._applied, self._known, self._seal = applied, False, seal
+        self._place, self._known, self._seal = place, False, seal
+        self._behind_since = 0.0  # when a server answered first that was not up to date; 0 where the last one was
         self._epoch = ""
         self.starting = True
         self.on_session: Callable[[Client], Coroutine[Any, Any, None]] | None = None  # goes on beside each session
@@ -169,16 +174,18 @@ class NatsLog:
                 user_credentials=options.credentials, tls=options.tls,
             )  # fmt: skip
             await within(3, connecting)
-            js = client.jetstream(domain=options.domain, timeout=self.API_SECONDS)
+            js, (epoch, applied) = client.jetstream(domain=options.domain, timeout=self.API_SECONDS), self._place()
             info = self.info = await log_stream(client, js, self.options, None if self._known else self._founding)
             state, metadata = info.state, info.config.metadata or {}
+            if metadata.get("epoch") == epoch and self._is_behind(info, applied):
+                raise LogAway("the server that answers is not up to date yet")
             self._client, self._js, self.problem = client, js, None
             self._epoch = metadata.get("epoch", "")
             self.refused = self._refusal = False
-            self.heard, self._known = self._applied(), True  # what was heard and not applied is heard again
+            self.heard, self._known = self._place()[1], True  # what was heard and not applied is heard again
             self.server = client.connected_url.netloc.rpartition("@")[2] if client.connected_url else ""
             self._said = "there" if self.starting else self._said
-            self._hear(Joined(metadata, state.first_seq or state.last_seq + 1, state.last_seq))
+            self._hear(Joined(metadata, state.first_seq or state.last_seq + 1, state.last_seq, applied))
             beside = asyncio.create_task(self.on_session(client)) if self.on_session else None
             try:
                 while not gone.is_set():
@@ -194,6 +201,16 @@ class NatsLog:
             gone.set()
             with contextlib.suppress(*NatsError):
                 await within(1, client.close())
+
+    def _is_behind(self, info: StreamInfo, applied: int) -> bool:
+        """Whether servers that replicate lack an entry that was applied here, as after an election: they are asked
+        again for as long as a write waits for the log. What they lack then they have lost.
+        """
+        if info.state.last_seq >= applied or not (info.cluster and info.cluster.replicas):
+            self._behind_since = 0.0
+            return False
+        self._behind_since = self._behind_since or time.monotonic()
+        return time.monotonic() < self._behind_since + self.options.timeout
 
     async def last(self) -> int:
         """The number of the newest entry."""

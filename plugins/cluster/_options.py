@@ -17,6 +17,7 @@ class LogOptions(Struct, frozen=True, kw_only=True):
     servers: tuple[str, ...]
     prefix: str
     project: str  # as it may stand in a subject
+    timeout: int  # seconds for which a write waits
     replicas: int | None = None  # None: three where the server is one of a cluster, else one
     domain: str | None = None
     credentials: str | None = None  # a file
@@ -42,7 +43,7 @@ def log_options(settings: PluginSettings) -> LogOptions:
         raise StartError(f"{settings.where('nats_creds')}: {credentials} is no file")
     return LogOptions(
         servers=servers, prefix=settings.nats_prefix, project=token(settings.project),
-        replicas=settings.nats_replicas or None, domain=settings.nats_domain,
+        timeout=settings.nats_timeout, replicas=settings.nats_replicas or None, domain=settings.nats_domain,
         credentials=str(credentials) if credentials else None, tls=tls_of(settings, servers),
     )  # fmt: skip
 

@@ -77,7 +77,9 @@ class ReplicatedStorage(GuardedStorage):
         secret = (self._settings.jwt_secret or "").encode() or content_of(self.path.with_name("jwt.secret"))
         seal = Seal(secret.strip())
         founding = {"format": str(FORMAT), "epoch": uuid.uuid4().hex[:8], "secret": seal.fingerprint}
-        self.log = NatsLog(self.options, founding, self._hear, lambda: self.follower.applied, seal)
+        self.log = NatsLog(
+            self.options, founding, self._hear, lambda: (self.follower.epoch, self.follower.applied), seal
+        )
         self._snapshots = Snapshots(self.log, self.path, self._settings.nats_snapshot_entries)
         self.follower = Follower(replica, seal.fingerprint, self.files, self._snapshots, self._tell)
         self.peers = Peers(self.log, self.node, self._greeting, seal)

@@ -212,6 +212,18 @@ def test_plain_http_on_the_tls_port_gets_nothing_out_of_it(secure: Callable[...,
     assert "Traceback" not in service.log
 
 
+def test_a_command_that_speaks_plain_http_to_the_tls_port_is_told_so(
+    secure: Callable[..., Service], tmp_path: Path
+) -> None:
+    make_pair(tmp_path, "localhost")
+    service = secure()
+    for words in (["health"], ["events", "list"], ["events", "publish", "ping"]):
+        token = {"JWT_TOKEN": service.token()}
+        ended = ended_run(service, *words, "--url", service.url.replace("https", "http"), env=token)
+        said = f"if it serves HTTPS give --url {service.url}, else start the service with"
+        assert ended.returncode == 3 and said in ended.stderr, ended.stderr
+
+
 AGENT = """#!/bin/sh
 curl -sS -f "$SIDECAR_URL/results" -H @"$CCO_HEADER_FILE" -H "Content-Type: application/json" -d "{
   \\"agent_id\\": \\"$AGENT_ID\\", \\"agent_type\\": \\"$AGENT_TYPE\\", \\"issue_id\\": \\"$ISSUE_ID\\",
@@ -222,11 +234,15 @@ UNSET = dict.fromkeys(
 )
 
 
-def run(service: Service, *words: str, env: dict[str, str]) -> str:
+def ended_run(service: Service, *words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(MODULE), *words, "--storage", str(service.storage)]
-    ended = subprocess.run(
+    return subprocess.run(
         command, cwd=service.root, env=clean_environment(**env), capture_output=True, text=True, timeout=60
     )
+
+
+def run(service: Service, *words: str, env: dict[str, str]) -> str:
+    ended = ended_run(service, *words, env=env)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 

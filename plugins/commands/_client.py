@@ -248,8 +248,11 @@ class Client:
             return StartError(f"{self.url}: {error}")
         reason = getattr(error, "reason", error)
         advice = f"start the service with `{self._cco}`"
+        scheme, _, rest = self.url.partition(":")
         if isinstance(reason, ssl.SSLCertVerificationError):
             advice = about_certificate(reason)
+        elif isinstance(reason, (ConnectionResetError, http.client.BadStatusLine)) and scheme == "http":
+            advice = f"if it serves HTTPS give --url https:{rest}, else {advice}"
         return NotReachable(f"{self.url} is not reachable: {reason}; {advice}")
 
 

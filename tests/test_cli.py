@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -1113,10 +1114,14 @@ def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(
     assert code == 1 and {name for name, row in checks.items() if row["verdict"] == "bad"} - {"agent command"} == {
         "storage",
         "secret",
-        "port",
     }
     assert "chmod 700" in checks["storage"]["finding"] and "chmod 600" in checks["secret"]["finding"]
+    assert checks["port"]["verdict"] == "note", "a second repository's is one more"
     assert PROJECT in checks["port"]["finding"] and "--port 0" in checks["port"]["finding"]
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        _, out, _ = cco(*words, "--port", str(stranger.getsockname()[1]))
+    (row,) = [row for row in json.loads(out)["checks"] if row["check"] == "port"]
+    assert row["verdict"] == "bad" and "--port 0" in row["finding"] and "sidecar of" not in row["finding"], row
     assert checks["git"]["verdict"] == "note" and "git init" in checks["git"]["finding"]
     assert checks["plugins"]["verdict"] == "note" and "broken" in checks["plugins"]["finding"]
     storage.chmod(0o755)

@@ -1603,6 +1603,7 @@ def test_the_manual_of_hooks_has_every_argument_and_the_fields_of_what_hooks_get
         fields = printed.partition(f"\n{kind.__name__}: ")[2].partition("\n\n")[0]
         assert [line.partition(":")[0].strip() for line in fields.splitlines()[1:]] == [*kind.__struct_fields__], kind
     assert "\nPriority: One of high, medium, low.\n" in printed
+    assert "msgspec" not in printed and max(map(len, printed.splitlines())) < 1500, "a type says nothing of its base"
     listed = json.loads(run("plugins", "--hooks", "--format", "json", cwd=tmp_path).stdout)
     assert [row["hook"] for row in listed["hooks"]] == [*Hooks.SPECS]
 

@@ -69,7 +69,7 @@ def fields_of(kind: type[msgspec.Struct]) -> list[str]:
 
 
 def in_line(documented: Any) -> str:
-    return " ".join((inspect.getdoc(documented) or "").split())
+    return " ".join((documented.__doc__ or "").split())  # getdoc would give a class without one its base's
 
 
 def print_manual(told: dict[str, list[dict[str, Any]]]) -> None:

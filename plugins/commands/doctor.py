@@ -58,7 +58,13 @@ from cco_sidecar_plugins._trust import own_certificate
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Client, Refused, is_own, loaded_plugins, opener_trusting, told_types
-from cco_sidecar_plugins.commands._health import about_certificate, ask_health, explain_bind_error, read_health
+from cco_sidecar_plugins.commands._health import (
+    about_certificate,
+    ask_health,
+    explain_bind_error,
+    project_on,
+    read_health,
+)
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._running import running_service, running_settings, start_it
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
@@ -306,7 +312,10 @@ def check_port(settings: Settings) -> str:
         for listener in tornado.netutil.bind_sockets(settings.port, settings.host):
             listener.close()
     except OSError as error:
-        raise StartError(explain_bind_error(settings, error)) from None
+        problem = explain_bind_error(settings, error)
+        if project_on(settings):  # of another repository, beside which this one's takes another port
+            return f"note: {problem}"
+        raise StartError(problem) from None
     return f"{settings.host} port {settings.port} is free" if settings.port else "0, so a start takes a free one"
 
 

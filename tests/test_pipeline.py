@@ -1102,6 +1102,17 @@ def test_two_pipelines_on_one_issue_are_one_too_many(runs: Runs, served: Service
     assert process.wait(120) == 0
 
 
+def test_pipelines_that_begin_at_once_share_the_service_that_one_of_them_has_started(runs: Runs) -> None:
+    folder = runs.storage / "pipelines"
+    options = ["--format", "json", "--until", "architect", "--max-agents", "3"]
+    started = [runs.start("--issue", f"i-{number}", *options, script={}) for number in range(3)]
+    for process in started:
+        assert process.wait(120) == 0, runs.output(process, "err") + runs.output(process)
+    assert [runs.events(each, "pipeline_started")[0]["service"] for each in started].count("its own") >= 1
+    assert [runs.events(each, "pipeline_ended")[0]["state"] for each in started] == ["reached"] * 3
+    assert "service.log" in os.listdir(folder) and not list(folder.glob("service-*.log"))
+
+
 def test_a_service_that_another_pipeline_still_uses_stays_until_that_has_ended(runs: Runs) -> None:
     first = runs.start(
         "--format", "json", "--issue", "i-1", "--until", "architect", script={"chief-architect": ["gate"]}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 import cco_sidecar
 from cco_sidecar import (
@@ -50,8 +51,8 @@ except ImportError:  # Windows: a service has to run already, since only these l
 def command_run_service(options: argparse.Namespace) -> int:
     """Serve for as long as a pipeline uses the service: what a pipeline starts when no service runs."""
     settings = settings_from(options)
-    facts = {"pid": os.getpid(), "settings": plain_settings(settings)}  # for pipelines that are given the same options
-    write_file(pipelines_folder(settings) / "service.json", json.dumps(facts).encode())
+    facts = plain_settings(settings)  # for pipelines that are given the same options
+    write_file(service_file(settings, os.getpid(), "json"), json.dumps(facts).encode())
     users = open_private(users_file(settings))
 
     def stop_when_unused() -> None:
@@ -76,7 +77,8 @@ class Link:
         self.own: subprocess.Popen[bytes] | None = None
         self.client: Client
         self.losses = 0
-        self._log_read = 0  # bytes of our service's log, from which warnings were taken
+        self._log: Path  # of our service
+        self._log_read = 0  # bytes of it, from which warnings were taken
 
     def __enter__(self) -> Link:
         if self._local:
@@ -96,6 +98,7 @@ class Link:
     def __exit__(self, *_: object) -> None:
         for file in self._held:
             os.close(file)
+        service_file(self._settings, os.getpid(), "log").unlink(missing_ok=True)  # of one that has not begun
         if self.own:
             self._wait_for_stop(self.own)
 
@@ -159,9 +162,8 @@ class Link:
         """The settings of a running service that can be known, each with the values that mean what it has."""
         known: dict[str, list[Any]] = {"project": [client.project], "port": [urllib.parse.urlsplit(client.url).port]}
         with contextlib.suppress(OSError):  # no pipeline has ever started one
-            facts = json.loads((pipelines_folder(self._settings) / "service.json").read_bytes())
-            if facts["pid"] == pid:
-                return {name: [value, *known.get(name, [])] for name, value in facts["settings"].items()}
+            facts = json.loads(service_file(self._settings, pid, "json").read_bytes())
+            return {name: [value, *known.get(name, [])] for name, value in facts.items()}
         return known
 
     def _given(self) -> dict[str, Any]:
@@ -174,6 +176,7 @@ class Link:
             with contextlib.suppress(NotReachable):
                 client = self.answering()
                 if self.own and self.own.poll() is None and self._announced():
+                    self._log = self._log.replace(self._log.with_name("service.log"))
                     return client
                 if self.own is None or self.own.poll() is not None:
                     self.own = None
@@ -192,8 +195,9 @@ class Link:
             )
         command = [sys.executable, str(Path(cco_sidecar.__file__).resolve()), "run-service", *self._flags()]
         environ = dict(os.environ) | self._variables()
+        sweep(pipelines_folder(self._settings))
+        self._log, self._log_read = service_file(self._settings, os.getpid(), "log"), 0  # others may start one now too
         output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        self._log_read = 0
         try:  # a session of its own: Ctrl-C is for us, who have an agent to end first
             self.own = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ, start_new_session=True
@@ -237,10 +241,6 @@ class Link:
                     f"the service did not start: {self._last_words()}",
                     self.own.returncode if self.own.returncode > 0 else REFUSED,
                 )
-
-    @property
-    def _log(self) -> Path:
-        return pipelines_folder(self._settings) / "service.log"
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
@@ -332,6 +332,21 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
 
 def pipelines_folder(settings: Settings) -> Path:
     return settings.storage / "pipelines"
+
+
+def service_file(settings: Settings, pid: int, kind: str) -> Path:
+    """The settings of the service with that pid, or the log of the one that this pipeline is starting: several may
+    start one at the same time, of which one gets the storage.
+    """
+    return pipelines_folder(settings) / f"service-{pid}.{kind}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove such files of processes that have ended."""
+    for path in folder.glob("service-*.*"):
+        pid = path.stem.removeprefix("service-")
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            path.unlink(missing_ok=True)
 
 
 def users_file(settings: Settings) -> Path:

@@ -393,8 +393,36 @@ def test_what_has_to_wait_goes_on_in_a_task() -> None:
     assert said == ["at once", "later", *cleaned, "a thread"]
 
 
+@pytest.mark.parametrize("method", ["get", "state", "made"])
+def test_contexts_that_somebody_else_derives_are_asked_in_a_task(
+    make_service: Callable[..., Service], tmp_path: Path, method: str
+) -> None:
+    """asyncio's time-outs need one."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/limited.py").write_text(LIMITED.replace("METHOD", method))
+    client = make_service("--plugins", str(tmp_path / "plugins")).client()
+    answers = [client.get("/api/context/i-1/python-specialist") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+
+
+LIMITED = """
+import asyncio
+from cco_sidecar import Contexts, hookimpl
+
+@hookimpl
+def part_class(base):
+    class Limited(base):
+        async def METHOD(self, *asked):
+            async with asyncio.timeout(60):
+                return await super().METHOD(*asked)
+
+    return Limited if issubclass(base, Contexts) else None
+"""
+
+
 def test_an_endpoint_that_somebody_else_derives_is_served_in_a_task() -> None:
-    ours = type("Ours", (GetHealth, plugin("ready").ReadyEndpoint), {"__module__": "cco_sidecar"})
+    facts = {"__module__": "cco_sidecar", "sidecar": SimpleNamespace(contexts=None)}
+    ours = type("Ours", (GetHealth, plugin("ready").ReadyEndpoint), facts)
     theirs = type("Theirs", (ours,), {"__module__": "house"})
     other = type("Other", (GetStatus, plugin("ready").ReadyEndpoint), {"__module__": "cco_sidecar"})
     assert (ours.in_place, theirs.in_place, other.in_place) == (True, False, False)  # type: ignore[attr-defined]

@@ -131,16 +131,13 @@ class ReadyDelegate(httputil.HTTPMessageDelegate):
 class ReadyEndpoint(ShortAnswer):
     """Answers in place where it can."""
 
-    OURS = frozenset(kind.__module__.partition(".")[0] for kind in (object, web.RequestHandler, Endpoint, ShortAnswer))
-
     shared: ClassVar[SharedChecks]
     in_place: ClassVar[bool] = False  # what it waits for is often there
 
     def __init_subclass__(cls) -> None:
-        """What somebody else's plugin changes of an endpoint may need a task."""
         super().__init_subclass__()
-        ours = all(kind.__module__.partition(".")[0] in cls.OURS for kind in cls.__mro__)
-        cls.in_place = ours and issubclass(cls, (cco_sidecar.GetHealth, GetContext))
+        if issubclass(cls, (cco_sidecar.GetHealth, GetContext)):
+            cls.in_place = is_ours(cls) and is_ours(type(cls.sidecar.contexts))
 
     def begin(self, path: list[str]) -> asyncio.Task[None] | None:
         """Do as much as needs no waiting; the task of the rest, which has the time limit."""
@@ -168,6 +165,14 @@ class ReadyEndpoint(ShortAnswer):
         if isinstance(error, StorageError):
             self.shared.until = 0.0
         return super()._unexpected(error)
+
+
+OURS = frozenset(kind.__module__.partition(".")[0] for kind in (object, web.RequestHandler, Endpoint, ShortAnswer))
+
+
+def is_ours(kind: type) -> bool:
+    """False for what somebody else's plugin derives: that may need a task."""
+    return all(base.__module__.partition(".")[0] in OURS for base in kind.__mro__)
 
 
 class GetHealth(cco_sidecar.GetHealth):

@@ -550,6 +550,35 @@ def test_a_part_of_an_id_that_may_be_several_names_them(
     assert code == 1 and err.startswith("cco: 404 REQ_002: "), err
 
 
+def test_a_type_names_its_agent_that_runs_else_its_newest(
+    here: Here, tmp_path: Path, cco: Callable[..., tuple[int, str, str]], issue: str
+) -> None:
+    client, gates = here.client(), [tmp_path / name for name in ("never", "first", "second")]
+
+    def started(gate: Path) -> str:
+        more = {"agent_type": "swift-specialist", "task": "slow 0", "environment": {"TEST_GATE": str(gate)}}
+        return str(client.spawn(issue, **more)["agent_id"])
+
+    def has_ended(agent: str) -> bool:
+        return client.get(f"/api/agents/{agent}/status").json()["ended_at"] is not None
+
+    def meant(words: str) -> str:
+        code, out, err = cco(*words.split(), "swift-specialist", "--format", "json")
+        assert code == 0, err
+        return str(json.loads(out)["agent_id"])
+
+    stuck, early, late = map(started, gates)
+    for words in ("agent status", "agent logs", "agent kill"):  # several run
+        code, _, err = cco(*words.split(), "swift-specialist")
+        assert code == 2 and all(agent in err for agent in (early, late, stuck)), err
+    gates[1].touch()
+    gates[2].touch()
+    until(lambda: has_ended(early) and has_ended(late))
+    assert [meant(f"agent {word}") for word in ("status", "logs", "kill")] == [stuck] * 3
+    until(lambda: has_ended(stuck))
+    assert [meant(f"agent {word}") for word in ("status", "logs", "kill")] == [late] * 3
+
+
 @pytest.mark.parametrize("words", ["results get", "agent status", "agent logs", "agent kill"])
 def test_an_id_that_names_nothing_is_told_where_ids_are_listed(
     words: str, cco: Callable[..., tuple[int, str, str]]

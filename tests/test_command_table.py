@@ -146,7 +146,7 @@ def test_a_subcommand_without_its_group_is_told_the_whole(cco: Cco) -> None:
     ("words", "told"),
     [
         ("connect", "required: PROGRAM (claude, codex, gemini, opencode, kilo, qwen, copilot, vscode, cursor)"),
-        ("agent logs", "required: ID (agent id, or enough of its beginning or end)"),
+        ("agent logs", "required: ID (agent id, enough of its beginning or end, or its type)"),
         ("agent kill", "agent kill takes one of ID, --issue and --all"),
         ("agent kill a-1 --all", "agent kill takes one of ID, --issue and --all"),
         ("context get i-1", "required: TYPE (agent type)"),

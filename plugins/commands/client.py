@@ -578,8 +578,9 @@ def telling_of_a_cut(client: Client, words: str) -> Iterator[None]:
 def whole_id(client: Client, kind: str, text: str) -> str:
     """The id of an agent or result that ``text`` names: itself, else the only one that begins or ends with it.
 
-    What follows the type in an agent's id, and the time in a result's, counts as a beginning too. Raises Refused
-    (404) where nothing is named so, StartError where several are.
+    What follows the type in an agent's id, and the time in a result's, counts as a beginning too. A type names its
+    agent that runs, where none does its newest. Raises Refused (404) where nothing is named so, StartError where
+    several are.
     """
     try:
         client.call("GET", f"/api/{kind}/{quote(text)}" + ("/status" if kind == "agents" else ""))
@@ -588,12 +589,10 @@ def whole_id(client: Client, kind: str, text: str) -> str:
         if error.status != 404:
             raise
         field = "agent_id" if kind == "agents" else "id"
-        holding = (row[field] for row in every(client, kind, id=text))
-        found = [
-            name
-            for name in holding
-            if name.startswith(text) or name.endswith(text) or random_part(name).startswith(text)
-        ]
+        rows = [row for row in every(client, kind, id=text) if is_part(text, row[field])]
+        own = [row for row in rows if kind == "agents" and row["agent_type"] == text]
+        chosen = [row for row in own if not row["ended_at"]] or own[-1:] or rows
+        found = [row[field] for row in chosen]
         if not found:
             known = client.command(f"{'agent' if kind == 'agents' else kind} list")
             raise Refused(error.status, error.content, f"`{known}` lists them") from None
@@ -602,6 +601,10 @@ def whole_id(client: Client, kind: str, text: str) -> str:
         least = f", {SHORTEST_ID} characters at least" if len(text) < SHORTEST_ID else ""
         raise StartError(f"{text!r} may be {', '.join(found[-3:])}{more}: type more of it{least}")
     return found[0]
+
+
+def is_part(text: str, name: str) -> bool:
+    return name.startswith(text) or name.endswith(text) or random_part(name).startswith(text)
 
 
 SHORTEST_ID = 4  # characters, as git has it
@@ -684,7 +687,7 @@ KEY_ARGUMENT = arg("--idempotency-key", metavar="KEY", help="a repeat with the s
 TASK_ARGUMENT = arg("--task", type=text_or_input, help="what is to be done, - for standard input")
 LIMIT_ARGUMENT = arg("--limit", type=number(1, 1000), metavar="N", help="how many at most, 1 to 1000 (default: 100)")
 SINCE_OPTION = arg("--since", type=time_ago, metavar="TIME|ID", help="after this one, since a time, or 1h ago")
-AGENT_ARGUMENT = arg("id", type=part_of_id, metavar="ID", help="agent id, or enough of its beginning or end")
+AGENT_ARGUMENT = arg("id", type=part_of_id, metavar="ID", help="agent id, enough of its beginning or end, or its type")
 PRIORITIES = ("low", "normal", "high", "critical")
 STATUSES = ("success", "failed", "partial")
 
@@ -785,7 +788,8 @@ COMMANDS = {
         arg("-f", "--follow", action="store_true", help="until it ends")],
         formats=("text", "table", "json")),
     "agent kill": Command("end an agent and everything that it started", command_agent_kill, [
-        arg("id", nargs="?", type=part_of_id, metavar="ID", help="agent id, or enough of its beginning or end"),
+        arg("id", nargs="?", type=part_of_id, metavar="ID",
+            help="agent id, enough of its beginning or end, or its type"),
         arg("--issue", metavar="ID", help="all that run on this issue"),
         arg("--all", action="store_true", help="all that run"),
         arg("--force", action="store_true", help="at once, without grace"),

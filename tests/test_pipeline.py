@@ -302,6 +302,38 @@ def test_what_is_said_of_an_agent_that_stored_nothing(
     assert rules.short_decision(result).startswith(words)
 
 
+@pytest.mark.parametrize(
+    ("result", "number"),
+    [
+        ({"status": "success"}, 0),
+        ({"files_created": ["a", {"path": "b"}], "files_modified": ["a"]}, 2),
+        ({"status": "partial", "warnings": ["Which files it changed is not known: there is no git repository"]}, None),
+        ({"warnings": ["Written after the agent's end, by whom is not known: a"]}, None),
+        ({"warnings": ["Whether it changed files in the submodules without a commit is not known"]}, None),
+        ({"status": "success", "warnings": ["The limit is not known"]}, 0),
+        ({"status": "partial", "warnings": ["Changed already, and not committed, before the agent began: a"]}, 0),
+        (rules.silent_result(AGENT, True), None),
+        (rules.silent_result(AGENT, False), None),
+        (rules.done_result({"files_modified": ["a"]}, "r"), 1),
+        ({}, None),  # there is none
+    ],
+)
+def test_files_that_nobody_knows_are_not_none(result: dict[str, Any], number: int | None) -> None:
+    known = rules.files_of(result)
+    assert (known if known is None else len(known)) == number
+    row = {
+        "status": "partial",
+        "state": "completed",
+        "seconds": 1,
+        "files_changed": number,
+        "decision": "",
+        "source": "",
+    }
+    (line,) = view.ended_line(row | {"agent_type": "go-specialist", "next_agents": []})
+    said = {None: "which files it changed is not known", 1: "1 file changed"}.get(number, f"{number} files changed")
+    assert line.endswith(said) and view.SUMMARY["files"](row) == ("?" if number is None else str(number))
+
+
 def test_secrets_in_last_words_are_not_stored() -> None:
     result = rules.silent_result(AGENT | {"output_tail": ["the token is ghp_" + "a1B2" * 9]}, True)
     assert "ghp_" not in json.dumps(result) and "REDACTED" in json.dumps(result)
@@ -330,13 +362,7 @@ def test_an_issue_goes_from_the_architect_to_the_documentation(runs: Runs, serve
     assert {row["state"] for row in end["agents"]} == {"completed"} and {row["status"] for row in end["agents"]} == {
         "success"
     }
-    assert [row["files_changed"] for row in end["agents"]] == [
-        1,
-        1,
-        1,
-        1,
-        0,
-    ]  # the last one may not store results: its exit code is one
+    assert [row["files_changed"] for row in end["agents"]] == [1, 1, 1, 1, None]  # the last one may not store results
     assert (
         end["agents"][1]["decision"] == "python-specialist says success"
         and end["agents"][4]["decision"] == "documentation-expert is done"

@@ -13,7 +13,7 @@ from typing import Any
 from cco_sidecar import REFUSED, NextAgent, StartError
 from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins.commands._client import NotReachable, Refused
-from cco_sidecar_plugins.commands._pipeline_plan import FILE_LISTS, Plan, never_started, seconds_of, short_decision
+from cco_sidecar_plugins.commands._pipeline_plan import Plan, files_of, never_started, seconds_of, short_decision
 from cco_sidecar_plugins.commands._pipeline_service import Link
 from cco_sidecar_plugins.commands._pipeline_view import View
 
@@ -150,14 +150,13 @@ class Story:
         stored = agent["result_id"]
         record = self._issue.call("GET", f"/api/results/{stored}") if stored else {}
         result = record.get("result") or {}
-        entries = [entry for kind in FILE_LISTS for entry in result.get(kind) or []]
-        files = {entry if isinstance(entry, str) else entry["path"] for entry in entries}
+        files = files_of(result)
         made = isinstance(result.get("artifacts"), dict) and "made_of" in result["artifacts"]
         source = "sidecar" if made else record.get("source")
         return {
             "agent_id": agent["agent_id"], "agent_type": agent["agent_type"], "state": agent["state"],
             "seconds": agent.get("run_seconds", 0) if agent["ended_at"] else 0,
-            "status": result.get("status"), "source": source, "files_changed": len(files),
+            "status": result.get("status"), "source": source, "files_changed": None if files is None else len(files),
             "decision": short_decision(result), "reason": plan.reason(agent),
         }  # fmt: skip
 

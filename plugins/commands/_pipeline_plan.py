@@ -15,6 +15,7 @@ from cco_sidecar_plugins._terminal import last_shown
 PART = "\n\nYour part: "  # between the task and why it is an agent's turn
 PRIORITIES = ("high", "medium", "low")
 FILE_LISTS = ("files_created", "files_modified", "files_deleted")
+UNKNOWN = ("Which files it changed is", "Written after the agent's end", "Whether it changed files")  # by synthesis
 
 SILENT_ENDS = {  # state: what happened to an agent that stored no result
     "completed": "ended without storing a result",
@@ -120,8 +121,18 @@ def is_done(made: dict[str, Any]) -> bool:
 
 def is_idle(made: dict[str, Any]) -> bool:
     """Whether it is known that it has not: another attempt would hardly be another one."""
-    unknown = any("is not known" in str(text) for text in made.get("warnings") or [])
-    return bool(made.get("errors") or (made and not unknown and not is_done(made)))
+    return bool(made.get("errors") or (made and not is_done(made) and files_of(made) is not None))
+
+
+def files_of(result: dict[str, Any]) -> set[str] | None:
+    """The files that an agent changed, as its result has them. None where nobody knows: there is no result, it says so,
+    or the pipeline made it, which does not look at files.
+    """
+    entries = [entry for kind in FILE_LISTS for entry in result.get(kind) or []]
+    about = result.get("artifacts")
+    silent = isinstance(about, dict) and about.get("reported_by") == "pipeline"
+    unknown = not result or silent or any(str(text).startswith(UNKNOWN) for text in result.get("warnings") or [])
+    return None if unknown and not entries else {each if isinstance(each, str) else each["path"] for each in entries}
 
 
 def done_result(made: dict[str, Any], result_id: str) -> dict[str, Any]:

@@ -133,11 +133,9 @@ def started_line(facts: dict[str, Any]) -> Iterable[str]:
 
 
 def ended_line(facts: dict[str, Any]) -> Iterable[str]:
-    about = (
-        f"{facts['status'] or facts['state']} after {duration(facts['seconds'])},"
-        f" {counted(facts['files_changed'], 'file')}"
-        " changed"
-    )
+    number = facts["files_changed"]
+    files = "which files it changed is not known" if number is None else f"{counted(number, 'file')} changed"
+    about = f"{facts['status'] or facts['state']} after {duration(facts['seconds'])}, {files}"
     yield f"{facts['agent_type']} {about}" + (f": {cut(facts['decision'], LINE_WIDTH)}" if facts["decision"] else "")
     if facts["source"] == "sidecar" and facts["status"] == "success":
         yield "  it stored no result: that it ended with 0 and changed files is taken as success"
@@ -165,7 +163,7 @@ SUMMARY: dict[str, Callable[[dict[str, Any]], str]] = {  # column: what it shows
     "state": lambda row: row["state"],
     "time": lambda row: duration(row["seconds"]),
     "result": lambda row: row["status"] or "none",
-    "files": lambda row: str(row["files_changed"]),
+    "files": lambda row: "?" if row["files_changed"] is None else str(row["files_changed"]),
     "decision": lambda row: row["decision"],
     "why": lambda row: row["reason"],
 }

@@ -431,6 +431,31 @@ def test_what_an_agent_asks_is_told_once_with_the_command_that_answers_it(runs: 
         assert re.fullmatch(rf"chief-architect asks: {re.escape(asked)}; `[^`]* {command}", note), note
 
 
+def test_an_agent_that_works_on_another_issue_meanwhile_is_told_once(runs: Runs, served: Service) -> None:
+    client, gated = served.client(), {"chief-architect": ["gate"]}
+
+    def told(events: list[dict[str, Any]]) -> list[str]:
+        return [event["reason"].partition(":")[0] for event in events if event["event"] == "note"]
+
+    client.spawn("i-1", "go-specialist", task=json.dumps({"go-specialist": ["gate"]}))
+    until(lambda: "go-specialist" in runs.worked())
+    assert told(runs.run("--issue", "i-2", "--until", "coding", script={})) == [
+        "go-specialist works on i-1 at the same time"
+    ]
+    runs.open_gate()
+    until(lambda: not client.get("/api/agents", status="active").json()["agents"])
+    assert told(runs.run("--issue", "i-2", "--until", "qa")) == []
+    (runs.folder / "open").unlink()
+    first, second = (
+        runs.start("--issue", name, "--until", "architect", "--format", "json", script=gated) for name in ("a", "b")
+    )
+    until(lambda: told(runs.events(first) + runs.events(second)))  # whichever came second
+    runs.open_gate()
+    assert (first.wait(120), second.wait(120)) == (0, 0)
+    notes = told(runs.events(first) + runs.events(second))
+    assert set(notes) <= {f"chief-architect works on {name} at the same time" for name in "ab"}
+
+
 def test_until_stops_there_and_a_later_run_goes_on(runs: Runs, served: Service) -> None:
     assert runs.run("--issue", "i-1", "--until", "coding", script={})[-1]["state"] == "reached"
     assert runs.worked() == ALL[:2]

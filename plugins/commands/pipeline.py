@@ -194,6 +194,7 @@ class Pipeline:
         self._ordered: dict[str, str] = {}  # agents whose end we ordered, and why
         self._paused_after = ""  # the failed agent
         self._asked: set[str] = set()  # what agents ask people, and was told
+        self._others: set[str] = set()  # agents of other issues, which were told
         self._cursor = self._after_agent = ""
 
     def run(self) -> int:
@@ -423,11 +424,21 @@ class Pipeline:
                     raise
         self._rounds += 1
         self._story.start(spawned, proposal, self._rounds)
+        self._tell_of_others()
 
     def _task_of(self, proposal: NextAgent) -> str:
         """The task, and for all but the first why it is their turn, where the service's limit leaves room for that."""
         whole = f"{self._task}{PART}{proposal.reason}"
         return whole if (self._rounds or self._proposals) and len(whole) <= TASK_LENGTH else self._task
+
+    def _tell_of_others(self) -> None:
+        """Say once of each agent of another issue that it works now too."""
+        for row in self._issue.call("GET", "/api/agents", query={"status": "active", "limit": 1000})["agents"]:
+            if row["issue_id"] != self._name and row["agent_id"] not in self._others:
+                self._others.add(row["agent_id"])
+                who = f"{row['agent_type']} works on {row['issue_id']} at the same time"
+                advice = "in one work tree each sees the other's unfinished files; `git worktree` gives each its own"
+                self._view.tell("note", reason=f"{who}: {advice}")
 
     def _wait_for_room(self, error: Refused) -> None:
         """Until an agent of the project ends, or the service's own ``retry_after_seconds``."""

@@ -188,7 +188,7 @@ ESC = "\x1b"
         ("10 %\r50 %\rReady.\n\n   \n---\n```\n", ["Ready."]),
         ("Twice\nonce\nTwice\n", ["once", "Twice"]),
         (f"key gh{ESC}[0mp_{'a1B2' * 9}\nalso gl{ESC}[1mpat-{'a1B2' * 5}\n", None),
-        ("".join(f"line {number}\n" for number in range(200)), [f"line {number}" for number in range(190, 200)]),
+        ("".join(f"line {number}\n" for number in range(200)), [f"line {number}" for number in range(195, 200)]),
         ("x" * 3000 + "\n", ["x" * 500]),
         ("exec\nls\ncodex\nI greet.\ntokens used\n2,250\nI greet.\nPolitely.\n", ["I greet.", "Politely."]),
         ("I counted them:\ntokens used\n2,250\n", ["I counted them:", "tokens used", "2,250"]),
@@ -206,6 +206,16 @@ def test_its_decisions_are_its_last_lines_as_a_terminal_shows_them_without_secre
     said = stored["result"].get("decisions", [])
     assert said == decisions if decisions is not None else len(said) in (1, 2)
     assert "a1B2a1B2" not in str(stored) and ESC not in str(stored)
+
+
+@pytest.mark.parametrize("shown", ['"$CCO_BRIEF_FILE"', "prompt", "task", '"$CCO_BRIEF_FILE" prompt task'])
+def test_what_an_agent_was_told_and_shows_again_is_no_decision_of_its_own(
+    architect: Client, issue: str, shown: str
+) -> None:
+    edit = f'cd "$(dirname "$CCO_CONTEXT_FILE")"; cat {shown}; echo'
+    stored = after(architect, "edit", issue, EDIT=edit, SAY="I greet.\n")
+    assert stored["result"]["decisions"] == ["I greet."]
+    assert "edit" in output(architect, stored["agent_id"])
 
 
 @pytest.mark.parametrize(

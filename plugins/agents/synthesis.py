@@ -42,7 +42,8 @@ from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint
 from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix, read_status
 
-LINES = 10  # decisions at most
+LINES = 5  # decisions at most: every later agent reads them in its brief
+GIVEN = ("brief.md", "prompt", "task")  # in an agent's folder: what it was told, and may show again
 FILES = 1000  # of each kind at most
 SMALL = 64 * 1024  # bytes of a file whose content is noted, of so many files
 LATE = 15.0  # seconds after an agent's end in which its last processes may still write
@@ -104,17 +105,23 @@ def agent_result(agent: dict[str, Any], lines: list[str], folder: str, root: str
         files, warnings = files_between(Path(root), read_beginning(Path(folder)), ended)
     except (GitError, *NO_JSON) as error:
         files, warnings = {}, [f"Which files it changed is not known: {one_line(error)}"]
-    said = {"status": "partial", "decisions": said_last(lines), "rationale": WHY}
+    said = {"status": "partial", "decisions": said_last(lines, told(Path(folder))), "rationale": WHY}
     return said | files | {"warnings": warnings}
 
 
-def said_last(lines: list[str]) -> list[str]:
-    """The last lines that say something, as a terminal shows them, each once, without secrets."""
+def said_last(lines: list[str], given: frozenset[str]) -> list[str]:
+    """The last lines that say something and were not given, as a terminal shows them, each once, without secrets."""
     shown = redact("\n".join(last_shown(line).strip() for line in lines))[0].split("\n")
     if ACCOUNT in shown:
         shown = shown[len(shown) - shown[::-1].index(ACCOUNT) + 1 :] or shown
-    said = dict.fromkeys(line[:500] for line in reversed(shown) if re.search(r"\w", line))
+    said = dict.fromkeys(line[:500] for line in reversed(shown) if re.search(r"\w", line) and line not in given)
     return list(said)[:LINES][::-1]
+
+
+def told(folder: Path) -> frozenset[str]:
+    """The lines of an agent's brief, prompt and task, without secrets. Blocks."""
+    texts = (content_of(folder / name, MB).decode("utf-8", "replace") for name in GIVEN)
+    return frozenset(line.strip() for text in texts for line in redact(text)[0].splitlines())
 
 
 def read_beginning(folder: Path) -> Beginning:

@@ -8,6 +8,7 @@ import argparse
 import io
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -261,6 +262,39 @@ def test_an_option_is_not_taken_for_the_beginning_of_one_that_the_command_refuse
 ) -> None:
     *command, flag, _ = words.split()
     assert refusal(cco(*words.split())) == f"cco: {flag}: unknown option{told} (see cco {' '.join(command)} --help)\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "results store",
+        "events publish --input -",
+        "brief i1 go-specialist --task -",
+        "run --issue i1 --task -",
+        "mcp x",
+    ],
+)
+def test_who_waits_for_standard_input_on_a_terminal_says_so(words: str, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command, said = [sys.executable, str(MODULE), *words.split()], tmp_path / "said"
+    environment = clean_environment(XDG_STATE_HOME=str(tmp_path / "state"))
+    with said.open("wb") as errors:
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=errors, cwd=tmp_path, env=environment
+        )
+    os.close(theirs)
+    try:
+        until(
+            lambda: said.read_text().endswith(
+                "by standard input; Ctrl-D ends it\n" if "mcp" in words else "type it here; Ctrl-D ends it\n"
+            )
+        )
+        os.write(ours, b"\x04")
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -49,7 +49,8 @@ from cco_sidecar_plugins._hooks import SafeHooks, bundled_plugins, contains
 from cco_sidecar_plugins._program import escape_unencodable
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import meant, nearest
-from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, FORMATS, Command, settle, speaks_unicode
+from cco_sidecar_plugins.commands._printing import speaks_unicode
+from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, FORMATS, Command, settle
 
 SECTIONS = ("Start", "Agents and what they exchange", "Look", "Set up", "More")
 

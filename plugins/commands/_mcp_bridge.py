@@ -41,6 +41,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._program import reading
 from cco_sidecar_plugins.commands._client import Client, Refused
+from cco_sidecar_plugins.commands._printing import tell_of_terminal
 from cco_sidecar_plugins.commands._running import (
     running_service,
     running_settings,
@@ -313,4 +314,5 @@ def headers_of(message: Any) -> dict[str, str]:
 def command_mcp(options: argparse.Namespace) -> int:
     if not is_identifier(options.program):
         raise StartError(f"PROGRAM: {options.program!r} is no program's name", WRONG_USE)
+    tell_of_terminal("a program speaks MCP with this by standard input")
     return Bridge(options).run()

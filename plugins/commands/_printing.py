@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
 import json
 import math
@@ -14,12 +15,11 @@ import stat
 import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from cco_sidecar import GOOD
 from cco_sidecar_plugins._program import drop_unwritten
 from cco_sidecar_plugins._terminal import printable
-from cco_sidecar_plugins.commands._table import speaks_unicode
 
 # -- on standard error
 
@@ -35,6 +35,12 @@ def tell(text: str) -> None:
         raise
     except OSError:
         drop_unwritten(sys.stderr)
+
+
+def tell_of_terminal(words: str) -> None:
+    """Say what a command waits for where its standard input is a terminal."""
+    if sys.stdin.isatty():
+        tell(f"cco: {words}; {'Ctrl-Z and Enter end' if os.name == 'nt' else 'Ctrl-D ends'} it\n")
 
 
 # -- on standard output
@@ -262,3 +268,8 @@ def cut(text: str, width: int) -> str:
 def pad(text: str, width: int) -> str:
     text = cut(text, width)
     return text + " " * (width - width_of(text))
+
+
+def speaks_unicode(stream: TextIO) -> bool:
+    """Whether ``stream`` can write all that JSON and YAML hold, in an encoding that their readers recognize."""
+    return codecs.lookup(stream.encoding or "ascii").name.startswith(("utf-8", "utf-16", "utf-32"))

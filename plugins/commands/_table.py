@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import itertools
 import json
 import re
 import sys
 import time
-import typing
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -17,6 +15,7 @@ from msgspec import Struct
 
 from cco_sidecar import StartError, flag_of, iso
 from cco_sidecar_plugins._program import reading
+from cco_sidecar_plugins.commands._printing import tell_of_terminal
 
 FORMATS = ("table", "json", "csv")
 CLIENT_OPTIONS = ("url", "format", "root", "project", "storage", "jwt_secret", "plugins", "no_plugins")
@@ -82,6 +81,7 @@ def standard_input() -> bytes:
     """All of standard input. Raises StartError the second time, and where it cannot be read."""
     if sys.stdin.closed:
         raise StartError("- stands for standard input, which can be read once")
+    tell_of_terminal("standard input is read, so type it here")
     with sys.stdin, reading():
         return sys.stdin.buffer.read()
 
@@ -118,8 +118,3 @@ def settle(parser: Any, row: Command, commands: Any) -> None:
         also = f". Also {', '.join(more)}" if 0 < len(more) < 5 else ". Also the options of cco serve" if more else ""
         shown = f"{'|'.join(row.formats)} (default: {row.formats[0]})" if row.formats[1:] else row.formats[0]
         parser.epilog = f"Connection: --url URL, --format {shown}, --root DIR, --storage DIR{also}"
-
-
-def speaks_unicode(stream: typing.TextIO) -> bool:
-    """Whether ``stream`` can write all that JSON and YAML hold, in an encoding that their readers recognize."""
-    return codecs.lookup(stream.encoding or "ascii").name.startswith(("utf-8", "utf-16", "utf-32"))

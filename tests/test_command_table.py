@@ -254,6 +254,11 @@ def test_a_misspelt_option_is_told_the_right_one(name: str, cco: Cco) -> None:
         ("health --agent x", ""),
         ("results list --cache x", ""),
         ("brief --tas x", ", did you mean --task?"),
+        ("results store --type x", ", did you mean --agent-type?"),
+        ("context clear --type x", ", did you mean --agent-type?"),
+        ("context refresh --type x", ", did you mean --agent-type?"),
+        ("agent list --agent-type x", ", did you mean --type?"),
+        ("token --agent-type x", ", did you mean --type?"),
         ("status -f json", ", did you mean --format?"),
     ],
 )

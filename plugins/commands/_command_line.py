@@ -443,6 +443,8 @@ OTHER_FLAGS = {
     "-v": "--log-level debug",
     "--verbose": "--log-level debug",
     "--debug": "--log-level debug",
+    "--type": "--agent-type",
+    "--agent-type": "--type",
 }
 
 

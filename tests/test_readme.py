@@ -489,7 +489,7 @@ def test_the_last_line_of_the_tours_agent_is_its_own_also_where_no_result_is_sto
     script = re.findall(r"(?s)cat > agent\.sh <<'EOF'\n(.*?)\nEOF\n", README)[0]
     (tmp_path / "context.json").write_text('{"context": {"relevant_files": []}}')
     (tmp_path / "header").write_text("Authorization: Bearer none")
-    names = {"CCO_CONTEXT_FILE": "context.json", "CCO_HEADER_FILE": "header", "SIDECAR_URL": "http://127.0.0.1:1"}
+    names = {"CCO_CONTEXT_FILE": "context.json", "CCO_HEADER_FILE": "header", "SIDECAR_URL": "nothing://nobody"}
     ended = subprocess.run(
         ["sh", "-c", script], cwd=tmp_path, env=clean_environment(**names), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=30,

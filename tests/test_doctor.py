@@ -19,7 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, make_repository, marked_processes, plugin, until
+from conftest import (
+    MODULE,
+    PROJECT,
+    ROOT,
+    Service,
+    body_of,
+    clean_environment,
+    make_repository,
+    marked_processes,
+    plugin,
+    until,
+)
 
 import cco_sidecar
 from cco_sidecar import MB, import_file
@@ -431,6 +442,34 @@ def test_what_is_wrong_in_settings_files_is_one_finding_beside_all_others(reposi
     assert all(told in found["settings"]["finding"] for told in FAULTS[content]), found["settings"]
     assert found["git"]["verdict"] == found["plugins"]["verdict"] == "good" and "agent command" in found
     assert re.fullmatch(r"\d+ bundled: the plugins .*", found["plugins"]["finding"])
+
+
+def test_a_storage_that_has_only_another_projects_results_or_agents_is_noted(
+    make_service: Callable[..., Service], repository: Path
+) -> None:
+    service = make_service("--project", "earlier", "--agent-command", "true", "--no-synthesis")
+    where = ("--storage", str(service.storage), "--port", "0")
+
+    def found(*words: str) -> tuple[str, str]:
+        row = checks(repository, *where, *words)[1]["project"]
+        return row["verdict"], row["finding"]
+
+    service.stop()
+    assert found("--project", "other") == ("good", "other"), "nothing is stored"
+    for path, body in (
+        ("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "issue-1"}),
+        ("/api/results", body_of() | {"project_id": "earlier"}),
+    ):
+        service.start()
+        assert service.client(project_id="earlier").post(path, body).status_code == 201
+        service.stop()
+        verdict, finding = found("--project", "other")
+        assert verdict == "note" and "but of earlier: " in finding and "project in cco.toml" in finding, finding
+        assert found("--project", "earlier") == ("good", "earlier")
+    (repository / "cco.toml").write_text('project = "earlier"\n')
+    assert found() == ("good", "earlier")
+    service.storage.rename(service.storage.with_name("gone"))
+    assert found("--project", "other") == ("good", "other"), "there is none"
 
 
 @pytest.mark.parametrize(

@@ -320,8 +320,27 @@ def check_port(settings: Settings) -> str:
 
 
 def check_project(settings: Settings) -> str:
-    problem = nameless(settings)
+    problem = nameless(settings) or others_alone(settings)
     return f"note: {problem}" if problem else settings.project
+
+
+def others_alone(settings: Settings) -> str:
+    """What to do where the storage has results and agents, and none of the project: of a copy under another name, say;
+    "" where it is not so.
+    """
+    try:
+        place = f"{database_of(settings).as_uri()}?mode=ro"
+        with closing(sqlite3.connect(place, uri=True, timeout=5)) as connection:
+            question = "select project from result union select project from agent order by project"
+            stored = [row[0] for row in connection.execute(question)]
+    except (OSError, sqlite3.Error):  # which the check of the storage tells
+        return ""
+    if not stored or settings.project in stored:
+        return ""
+    others = ", ".join(stored[:5])
+    return (
+        f"of {settings.project} the storage has nothing, but of {others}: --project, or project in cco.toml, names it"
+    )
 
 
 def check_git(settings: Settings) -> str:

@@ -1229,7 +1229,7 @@ class Endpoint(Handler):
     def check_access(self) -> None:
         """DNS rebinding and hostile web pages end here. Raises REQ_007."""
         if not host_allowed(self.request.host, self.application.hosts):
-            raise ApiError("REQ_007", "The Host header names neither this machine's loopback nor a configured host")
+            raise ApiError("REQ_007", "This Host is not answered here; --allowed-host allows more")
         origin = self.request.headers.get("Origin")
         if origin is not None and not origin_allowed(origin, self.sidecar.settings.cors_origin):
             raise ApiError("REQ_007", "Pages of this Origin may not call; --cors-origin allows more")

@@ -65,6 +65,15 @@ def test_which_hosts_are_answered(host: str, more: str, answered: bool) -> None:
     assert cco_sidecar.host_allowed(host, frozenset({"localhost", "127.0.0.1", *more.split()})) is answered
 
 
+@pytest.mark.parametrize(("header", "option"), [("Host", "--allowed-host"), ("Origin", "--cors-origin")])
+def test_who_is_refused_by_name_is_told_which_option_lets_it_in(service: Service, header: str, option: str) -> None:
+    for path in ("/health", "/status", "/api/nothing"):
+        answer = service.client().request(
+            "GET", path, headers={header: "https://evil.example"[8 * (header == "Host") :]}
+        )
+        assert refused(answer) and f"; {option} allows more" in answer.json()["message"], answer.text
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:3001", "localhost.evil.example", "192.168.1.5"])
 def test_a_rebound_name_reaches_no_endpoint(service: Service, host: str) -> None:
     client = service.client()

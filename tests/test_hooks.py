@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import collections
 import inspect
+import itertools
 import json
 import operator
 import os
@@ -1102,16 +1104,44 @@ def test_a_faulty_plugin_stops_the_start_with_one_line(repository: Path, tmp_pat
     assert not (tmp_path / "storage").exists()
 
 
-@pytest.mark.parametrize(
-    ("code", "said"),
-    [
-        ("return None", ""),
-        ("return 5", "part_class: TypeError: a class is wanted, or None, and int was returned (odd.py:3)"),
-        ("return dict", "part_class: TypeError: dict is not derived from Storage (odd.py:3)"),
-        ("raise ValueError('no disk')", "part_class: ValueError: no disk (odd.py:5)"),
-        ("raise SystemError", "part_class: SystemError (odd.py:5)"),
-    ],
-)
+PARTS = (
+    cco_sidecar.Agents, cco_sidecar.AgentTypes, cco_sidecar.Contexts, cco_sidecar.Endpoint, cco_sidecar.EventBus,
+    cco_sidecar.Launcher, cco_sidecar.Processes, cco_sidecar.Project, cco_sidecar.Records, cco_sidecar.Results,
+    cco_sidecar.Server, cco_sidecar.Storage, cco_sidecar.Tokens,
+)  # fmt: skip
+
+
+def private_names(derived: type) -> set[str]:
+    """The private attributes that a class itself sets, on itself or on its objects."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(derived))).body
+    assert isinstance(node, ast.ClassDef)
+    on_class = {place.id for each in node.body for place in places_of(each) if isinstance(place, ast.Name)}
+    assigned = [place for each in ast.walk(node) for place in places_of(each) if isinstance(place, ast.Attribute)]
+    on_objects = {place.attr for place in assigned if ast.unparse(place.value) == "self"}
+    return {name for name in on_class | on_objects if re.match("_[a-z]", name)}
+
+
+def places_of(node: ast.AST) -> list[ast.expr]:
+    """What a statement gives a value."""
+    if isinstance(node, ast.AnnAssign):
+        return [node.target] if node.value else []
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return [place for target in targets for place in getattr(target, "elts", [target])]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_no_two_plugins_keep_different_things_of_a_part_under_one_name(part: type, tmp_path: Path) -> None:
+    """They derive one class, each without a look at the others."""
+    options = {"backend": "nats://127.0.0.1:1", "tls_cert": "x", "tls_key": "x", "storage": str(tmp_path)}
+    settings = cco_sidecar.load_settings(options, {})
+    whole = cco_sidecar.load_hooks(settings).part(part, settings)
+    written = [each for each in whole.__mro__ if vars(sys.modules[each.__module__]).get(each.__qualname__) is each]
+    names = {each: private_names(each) for each in written if each.__module__ not in ("builtins", "cco_sidecar")}
+    for one, other in itertools.combinations(names, 2):
+        if not issubclass(one, other) and not issubclass(other, one):
+            assert not names[one] & names[other], (one, other)
+
+
 def test_a_part_that_cannot_be_made_leaves_the_cores_own_in_place_and_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, code: str, said: str
 ) -> None:

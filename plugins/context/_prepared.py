@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 from cco_sidecar import Contexts, FileFact
-
-Listener = Callable[[list[FileFact]], object]
 
 
 class PreparedContexts(Contexts):
     """Plugins derive from this; each does its part in ``prepare``."""
 
     _starting: asyncio.Future[Any]
+    _loop: asyncio.AbstractEventLoop
 
     def start(self) -> None:
         super().start()
+        self._loop = asyncio.get_running_loop()
         self._starting = asyncio.gather(self.prepare(), return_exceptions=True)
 
     async def close(self) -> None:
@@ -27,8 +26,5 @@ class PreparedContexts(Contexts):
     async def prepare(self) -> None:
         """Begun at the start, which does not wait for it."""
 
-    def beside(self) -> Listener:
-        """A look at the project begins, on the loop. What is given is told, in the look's thread, which files edits
-        changed, before git is asked what they changed.
-        """
-        return lambda edited: None
+    def edited(self, files: list[FileFact]) -> None:
+        """Told, in a look's thread, which known files edits changed, before git is asked what they changed."""

@@ -64,7 +64,7 @@ from cco_sidecar_plugins.context._git_facts import (
     without_databases,
 )
 from cco_sidecar_plugins.context._pipes import Pipes, pointer
-from cco_sidecar_plugins.context._prepared import Listener, PreparedContexts
+from cco_sidecar_plugins.context._prepared import PreparedContexts
 from cco_sidecar_plugins.context._turn import Turn, current
 from cco_sidecar_plugins.context._watcher import new_watcher
 from cco_sidecar_plugins.context._withheld import may_tell_own, own_files
@@ -92,7 +92,7 @@ class WatchingContexts(PreparedContexts):
 
         await super().prepare()
         if isinstance(self.project, ProjectIndex):
-            self.project.beside = self.beside
+            self.project.edited = self.edited
             await self._pool.run(self.project.start, changed)
 
     async def close(self) -> None:
@@ -227,8 +227,7 @@ class ProjectIndex(GitProject):
         self._watcher = new_watcher(root, self._tell, self._on_change)
         self._lock = threading.Lock()  # held by a look
         self._changed: Callable[[], None] = lambda: None
-        self.beside: Callable[[], Listener] = lambda: lambda edited: None  # as PreparedContexts has it
-        self._listener: Listener = self.beside()
+        self.edited: Callable[[list[FileFact]], None] = lambda files: None  # as PreparedContexts has it
         self._looked = 0.0  # when everything was looked at last
         self._distrust = 0.0  # until then events prove nothing
         self._check: asyncio.Task[None] | None = None
@@ -288,7 +287,6 @@ class ProjectIndex(GitProject):
         if running := self._looking:  # it began before this call, and may have missed what changed since
             await asyncio.wait({running})
         if self._looking is running:
-            self._listener = self.beside()
             self._looking = asyncio.create_task(self._watched_look())
         assert self._looking is not None
         return await asyncio.shield(self._looking)
@@ -424,7 +422,7 @@ class ProjectIndex(GitProject):
                 fresh.append(self._fact(name, facts))
                 files[place_of(files, name)] = fresh[-1]
         if fresh:
-            self._listener(fresh)
+            self.edited(fresh)
         git = msgspec.structs.replace(state.git, uncommitted_changes=self._changes_among(names))
         own = state.own
         if own or any(map(may_tell_own, fresh)):

@@ -72,7 +72,7 @@ from cco_sidecar_plugins._hooks import waits_for_nothing
 from cco_sidecar_plugins.context._facts import Facts, Neighbours, Past, module_path
 from cco_sidecar_plugins.context._identifiers import pair_stem
 from cco_sidecar_plugins.context._index import MAX_FILE, Index
-from cco_sidecar_plugins.context._prepared import Listener, PreparedContexts
+from cco_sidecar_plugins.context._prepared import PreparedContexts
 from cco_sidecar_plugins.context._query import DECISIONS
 from cco_sidecar_plugins.context._ranking import Ranking, ranking_of
 from cco_sidecar_plugins.context._stop_words import NO_MATCH
@@ -177,7 +177,7 @@ class Project:
         """Do of ``rank`` what does not depend on git, where files that are indexed were ``edited`` and nothing else
         changed; without a request take them up.
         """
-        with self.lock, self._recovering():
+        with self.lock, self._recovering(turns=0):
             if self.past is None or self._building() or self._ended:
                 return
             index = self._opened()
@@ -193,11 +193,11 @@ class Project:
         return self.ranking
 
     @contextlib.contextmanager
-    def _recovering(self) -> Iterator[None]:
+    def _recovering(self, turns: int = 1) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            self._recover(error)
+            self._recover(error, turns)
         except OSError as error:
             self._failed(f"{type(error).__name__}: {error}")
 
@@ -223,15 +223,17 @@ class Project:
         (log.warning if self.problem is None else log.debug)("the relevance index of %s: %s", self.root, problem)
         self.problem = problem
 
-    def _recover(self, error: sqlite3.Error) -> None:
-        """A lock of somebody else's passes; an index that stays locked or is damaged is thrown away."""
+    def _recover(self, error: sqlite3.Error, turns: int = 1) -> None:
+        """A lock of somebody else's passes; an index that stays locked for MAX_BUSY ``turns`` or is damaged is thrown
+        away.
+        """
         self._close()
         code = getattr(error, "sqlite_errorcode", None)
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             self._failed(str(error))
             return
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            self._busy += 1
+            self._busy += turns
             if self._busy < self.MAX_BUSY:
                 return
         log.warning("the relevance index of %s is made anew: %s", self.root, error)
@@ -414,27 +416,35 @@ class WarmContexts(PreparedContexts):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self._asked: tuple[str, str, ContextQuery] | None = None  # by the request that came last
+        self._waiting: list[tuple[str, str, ContextQuery]] = []  # by the requests that are being answered
         self._thread = threading.local()  # ``unfinished``: a ranking was, of the context that this thread builds
 
     async def get(
         self, issue_id: str, agent_type: str, query: ContextQuery, known: str = "", sub: str = ""
     ) -> tuple[bytes, str]:
-        self._asked = issue_id, agent_type, query
-        return await super().get(issue_id, agent_type, query, known, sub)
+        self._waiting.append(asked := (issue_id, agent_type, query))
+        try:
+            return await super().get(issue_id, agent_type, query, known, sub)
+        finally:
+            self._waiting.remove(asked)
 
-    def beside(self) -> Listener:
-        """Begins the ranking that a request waits for."""
-        asked, self._asked, request = self._asked, None, None
+    def edited(self, files: list[FileFact]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+            self._loop.call_soon_threadsafe(self._begin, files)
+
+    def _begin(self, edited: list[FileFact]) -> None:
+        """Take up what was edited, and begin the ranking that requests wait for where all want the same."""
+        waiting, request = self._waiting, None
         root, folder = str(self._settings.root), str(self._index_folder)
-        if asked and asked[2].task:
-            issue_id, agent_type, query = asked
+        if waiting and waiting[0][2].task and waiting.count(waiting[0]) == len(waiting):
+            issue_id, agent_type, query = waiting[0]
             rows = self._storage.read.issue_outputs(self._settings.project, issue_id, DECISIONS)
             request = RankRequest(
                 root=root, index_folder=folder, files=[], agent_type=agent_type, task=query.task, changed=[], head=None,
                 category=self._agent_types.categories.get(agent_type, ""), outputs=list(map(json.loads, rows)),
             )  # fmt: skip
-        return lambda edited: in_thread("relevance", lambda: begin_ranking(root, folder, edited, request))
+        # as a future of asyncio's, which logs the error that nobody asks for
+        asyncio.wrap_future(in_thread("relevance", lambda: begin_ranking(root, folder, edited, request)))
 
     async def prepare(self) -> None:
         await asyncio.gather(super().prepare(), self._warm())

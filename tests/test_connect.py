@@ -536,11 +536,14 @@ def test_a_program_that_is_not_installed_is_connected_and_said_to_be_missing(
 
 def finding_of(desk: Desk, program: str) -> tuple[str, str]:
     """(verdict, finding) of doctor on a program's connection, whatever it says of the rest."""
+    row = findings_of(desk)[f"connection of {program}"]
+    return row["verdict"], row["finding"]
+
+
+def findings_of(desk: Desk) -> dict[str, dict[str, str]]:
     words = [sys.executable, str(MODULE), "doctor", "--format", "json", "--port", "0"]
     told = subprocess.run(words, cwd=desk.root, env=desk.env, capture_output=True, text=True).stdout
-    rows = {row["check"]: row for row in json.loads(told)["checks"]}
-    row = rows[f"connection of {program}"]
-    return row["verdict"], row["finding"]
+    return {row["check"]: row for row in json.loads(told)["checks"]}
 
 
 def test_copilot_is_told_in_the_one_file_that_it_reads(desk: Desk) -> None:
@@ -620,6 +623,18 @@ def test_doctor_names_the_connections_whose_notes_are_lost(desk: Desk) -> None:
     desk.cco("disconnect", "gemini")
     with pytest.raises(KeyError):
         finding_of(desk, "gemini")
+
+
+@pytest.mark.parametrize("content", ["", '{"claude": [', "[]"])
+def test_doctor_names_notes_of_another_work_tree_that_cannot_be_read_beside_all_else(desk: Desk, content: str) -> None:
+    side = desk.linked("side")
+    side.cco("connect", "claude", "--write")
+    (notes,) = desk.root.parent.glob("state/cco-sidecar/*/connections.json")
+    desk.cco("connect", "cursor", "--write")
+    notes.write_text(content)
+    told = findings_of(desk)
+    assert told["connections"]["verdict"] == "bad" and f"{notes} cannot be read" in told["connections"]["finding"]
+    assert "storage" in told and told["connection of cursor"]["verdict"] == "good"
 
 
 # -- the bridge

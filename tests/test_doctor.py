@@ -952,6 +952,25 @@ def test_what_answers_in_the_place_of_the_service_is_told_from_it(
     assert verdict == "bad" and (ANSWERS[body] if body else "does not answer") in text, text
 
 
+@pytest.mark.parametrize("holder", ["a sidecar", "another server", "nobody"])
+def test_a_port_is_bad_where_a_start_on_it_fails(
+    tmp_path: Path, pretender: Any, make_service: Callable[..., Service], holder: str
+) -> None:
+    pretender.body, root = b"<html>", make_repository(tmp_path / "here")
+    port = make_service().url.rpartition(":")[2] if holder == "a sidecar" else str(pretender.server_port)
+    words = ["--storage", str(tmp_path / "another"), "--port", "0" if holder == "nobody" else port]
+    code, found = checks(root, *words)
+    if holder == "nobody":
+        assert (code, found["port"]["verdict"]) == (0, "good"), found
+    else:
+        start = subprocess.run([sys.executable, str(ROOT / "cco_sidecar.py"), "serve", "--root", str(root), *words],
+                               env=clean_environment(), capture_output=True, text=True, timeout=60)  # fmt: skip
+        assert (code, start.returncode, found["port"]["verdict"]) == (1, 1, "bad")
+        assert start.stderr.strip().removeprefix("cco: ") in found["port"]["finding"]
+        assert (f"by the sidecar of project {PROJECT}" in start.stderr) is (holder == "a sidecar")
+        assert found["port"]["finding"].endswith("`cco run` without --port takes a free one by itself")
+
+
 @pytest.mark.parametrize("name", ["日本語", "проект", "---"])
 def test_of_a_folder_whose_name_makes_no_project_id_it_is_told_how_to_give_one(tmp_path: Path, name: str) -> None:
     root = make_repository(tmp_path / name)

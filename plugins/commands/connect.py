@@ -589,10 +589,13 @@ def findings(settings: Settings) -> dict[str, tuple[str, str]]:
             told = "bad", str(error)
         found[f"connection of {program}"] = told
     own = own_command(settings)
-    for program in PROGRAMS:
-        if program not in known and is_unnoted(program, settings, trees):
-            how = f"`{own} connect {program} --write` notes it, `{own} disconnect {program}` takes it away"
-            found[f"connection of {program}"] = "note", f"in its settings, and no longer noted in the storage: {how}"
+    try:
+        unnoted = [name for name in PROGRAMS if name not in known and is_unnoted(name, settings, trees)]
+    except StartError as error:  # the notes of another work tree
+        return found | {"connections": ("bad", str(error))}
+    for program in unnoted:
+        how = f"`{own} connect {program} --write` notes it, `{own} disconnect {program}` takes it away"
+        found[f"connection of {program}"] = "note", f"in its settings, and no longer noted in the storage: {how}"
     return found
 
 

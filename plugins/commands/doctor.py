@@ -8,6 +8,7 @@ What a program does not tell is unknown here.
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import http.client
 import logging
@@ -62,7 +63,6 @@ from cco_sidecar_plugins.commands._health import (
     about_certificate,
     ask_health,
     explain_bind_error,
-    project_on,
     read_health,
 )
 from cco_sidecar_plugins.commands._printing import show
@@ -313,9 +313,8 @@ def check_port(settings: Settings) -> str:
             listener.close()
     except OSError as error:
         problem = explain_bind_error(settings, error)
-        if project_on(settings):  # of another repository, beside which this one's takes another port
-            return f"note: {problem}"
-        raise StartError(problem) from None
+        also = "; `cco run` without --port takes a free one by itself" if error.errno == errno.EADDRINUSE else ""
+        raise StartError(problem + also) from None
     return f"{settings.host} port {settings.port} is free" if settings.port else "0, so a start takes a free one"
 
 

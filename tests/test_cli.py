@@ -882,6 +882,29 @@ def test_a_service_of_another_project_on_the_port_of_a_killed_one_gets_no_token(
     assert "/api/results" not in other.log
 
 
+def test_only_an_address_that_was_given_may_lack_its_https(tmp_path: Path) -> None:
+    here = Here(tmp_path)
+    here.start()
+    here.kill()
+    with socket.create_server(("127.0.0.1", int(here.url.rpartition(":")[2]))) as taken:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):  # it was shut down
+                while True:
+                    taken.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        try:
+            found, given = here.run("events", "list"), here.run("events", "list", "--url", here.url, JWT_TOKEN="x")
+        finally:
+            taken.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    for asked, advised in ((found, False), (given, True)):
+        assert asked.returncode == 3 and "start the service with" in asked.stderr, asked.stderr
+        assert ("HTTPS" in asked.stderr) is advised, asked.stderr
+
+
 def test_a_follower_goes_on_over_a_restart_and_never_repeats_or_misses(tmp_path: Path) -> None:
     here = Here(tmp_path)
     here.start()

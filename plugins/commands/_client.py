@@ -251,7 +251,7 @@ class Client:
         scheme, _, rest = self.url.partition(":")
         if isinstance(reason, ssl.SSLCertVerificationError):
             advice = about_certificate(reason)
-        elif isinstance(reason, (ConnectionResetError, http.client.BadStatusLine)) and scheme == "http":
+        elif isinstance(reason, (ConnectionResetError, http.client.BadStatusLine)) and self._given and scheme == "http":
             advice = f"if it serves HTTPS give --url https:{rest}, else {advice}"
         return NotReachable(f"{self.url} is not reachable: {reason}; {advice}")
 

@@ -288,6 +288,26 @@ def test_what_submodules_hide_is_not_taken_for_nothing(make_service: Callable[..
     assert files_of(after(architect, "edit", "issue-1", EDIT=committed)) == ([], ["inner"], [])
 
 
+@pytest.mark.parametrize("place", ["part/inner", "part/deep/inner", "elsewhere/inner"])
+@pytest.mark.parametrize("registered", [True, False])
+def test_submodules_below_a_root_that_is_below_the_repositorys_top_are_told(
+    make_service: Callable[..., Service], tmp_path: Path, place: str, registered: bool
+) -> None:
+    top, inner = make_repository(tmp_path / "whole"), make_repository(tmp_path / "inner")
+    (top / "part").mkdir()
+    (top / "part/a.txt").write_text("x\n")
+    git(top, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), place)
+    git(top, "add", "-A")
+    if not registered:
+        git(top, "rm", "-q", "--cached", ".gitmodules")
+        (top / ".gitmodules").unlink()
+    git(top, "commit", "-qm", "a submodule")
+    architect = make_service(*COMMAND, root=top / "part").client()
+    warnings = after(architect, "edit", "issue-1", EDIT="echo y >> a.txt")["result"].get("warnings", [])
+    told = "Whether it changed files in the submodules without a commit is not known"
+    assert warnings == ([told] if place.startswith("part") else [])
+
+
 @pytest.mark.parametrize("written", ["", "{", "[]", '{"changed": 5}', '{"head": "--output=/tmp/x"}', None, "fifo"])
 def test_what_an_agent_does_to_the_note_of_its_beginning_costs_it_its_files_alone(
     architect: Client, issue: str, written: str | None

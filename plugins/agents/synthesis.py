@@ -158,7 +158,7 @@ def files_between(root: Path, beginning: Beginning, ended: float) -> tuple[dict[
     if late := sorted(path for path, code in codes.items() if code and written(root, path) > ended + LATE):
         codes |= dict.fromkeys(late, "")
         warnings.append(f"Written after the agent's end, by whom is not known: {named(late)}")
-    if (root / ".gitmodules").exists():
+    if any(line.startswith("160000 ") for line in split_z(ask_git(root, "ls-files", "-s", "-z", "--", "."))):
         warnings.append("Whether it changed files in the submodules without a commit is not known")
     kinds = {"files_created": "A", "files_modified": "MTU", "files_deleted": "D"}
     found = {kind: sorted(path for path, code in codes.items() if code and code in its) for kind, its in kinds.items()}

@@ -70,14 +70,16 @@ def certificates_in(files: Iterable[str]) -> list[bytes]:
     """The certificates in those files that can be read; no keys, which may stand beside them, and nothing broken, for
     which programs would refuse all that stands in one file with it.
     """
-    found: list[bytes] = []
-    reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    blocks: dict[bytes, None] = {}  # each once: systems keep theirs in a file and in a folder
     for file in filter(os.path.isfile, files):
         with contextlib.suppress(OSError):
-            for block in re.findall(BLOCK, Path(file).read_bytes()):
-                with contextlib.suppress(ssl.SSLError):
-                    reader.load_verify_locations(cadata=block.decode())
-                    found.append(block)
+            blocks |= dict.fromkeys(re.findall(BLOCK, Path(file).read_bytes()))
+    found: list[bytes] = []
+    reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for block in blocks:
+        with contextlib.suppress(ssl.SSLError):
+            reader.load_verify_locations(cadata=block.decode())
+            found.append(block)
     return found
 
 

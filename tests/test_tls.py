@@ -319,6 +319,7 @@ def test_agents_trust_all_that_they_would_have_trusted(tmp_path: Path, monkeypat
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "folder"))
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "company"))
     trust.write_trust(tmp_path, Path(at["own"]))
+    assert len(trust.certificates_in([*at.values(), *at.values()])) == len(at)
     known = certificates(tmp_path / "tls" / "trusted.pem")
     assert known == set().union(*(certificates(Path(file)) for file in at.values()))
     assert trust.trusting(tmp_path).keys() == {*trust.CHOOSING, trust.ADDING}

@@ -393,35 +393,41 @@ def test_what_has_to_wait_goes_on_in_a_task() -> None:
     assert said == ["at once", "later", *cleaned, "a thread"]
 
 
-@pytest.mark.parametrize("method", ["get", "state", "made"])
-def test_contexts_that_somebody_else_derives_are_asked_in_a_task(
-    make_service: Callable[..., Service], tmp_path: Path, method: str
+@pytest.mark.parametrize(("part", "method"), [("Contexts", "get"), ("Project", "state"), ("AgentTypes", "find")])
+def test_contexts_for_which_somebody_elses_part_is_asked_are_made_in_a_task(
+    make_service: Callable[..., Service], tmp_path: Path, part: str, method: str
 ) -> None:
     """asyncio's time-outs need one."""
     (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins/limited.py").write_text(LIMITED.replace("METHOD", method))
+    (tmp_path / "plugins/limited.py").write_text(LIMITED.replace("PART", part).replace("METHOD", method))
     client = make_service("--plugins", str(tmp_path / "plugins")).client()
-    answers = [client.get("/api/context/i-1/python-specialist") for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+
+    def cached() -> bool:
+        answer = client.get("/api/context/i-1/python-specialist")
+        assert answer.status_code == 200, answer.text
+        return bool(answer.json()["cache_hit"])
+
+    until(cached)
 
 
 LIMITED = """
 import asyncio
-from cco_sidecar import Contexts, hookimpl
+from cco_sidecar import PART, hookimpl
 
 @hookimpl
 def part_class(base):
     class Limited(base):
-        async def METHOD(self, *asked):
+        async def METHOD(self, *asked, **named):
             async with asyncio.timeout(60):
-                return await super().METHOD(*asked)
+                return await super().METHOD(*asked, **named)
 
-    return Limited if issubclass(base, Contexts) else None
+    return Limited if issubclass(base, PART) else None
 """
 
 
 def test_an_endpoint_that_somebody_else_derives_is_served_in_a_task() -> None:
-    facts = {"__module__": "cco_sidecar", "sidecar": SimpleNamespace(contexts=None)}
+    contexts = type("Contexts", (), {"__module__": "cco_sidecar", "project": None})()
+    facts = {"__module__": "cco_sidecar", "sidecar": SimpleNamespace(contexts=contexts, agent_types=None)}
     ours = type("Ours", (GetHealth, plugin("ready").ReadyEndpoint), facts)
     theirs = type("Theirs", (ours,), {"__module__": "house"})
     other = type("Other", (GetStatus, plugin("ready").ReadyEndpoint), {"__module__": "cco_sidecar"})

@@ -137,7 +137,9 @@ class ReadyEndpoint(ShortAnswer):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if issubclass(cls, (cco_sidecar.GetHealth, GetContext)):
-            cls.in_place = is_ours(cls) and is_ours(type(cls.sidecar.contexts))
+            contexts, types = cls.sidecar.contexts, cls.sidecar.agent_types
+            asked = is_ours(type(contexts)) and is_ours(type(contexts.project)) and is_ours(type(types))
+            cls.in_place = asked and is_ours(cls)
 
     def begin(self, path: list[str]) -> asyncio.Task[None] | None:
         """Do as much as needs no waiting; the task of the rest, which has the time limit."""

@@ -640,6 +640,17 @@ def test_while_a_file_cannot_be_read_the_lines_of_all_others_are_counted(
     until(lambda: None not in counted().values())
 
 
+def test_lines_that_git_cannot_count_are_asked_for_once(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(repository / "src/main.py", "staged = 1\n")
+    git(repository, "add", "src/main.py")
+    object_of(repository, "HEAD:src/main.py").unlink()
+    asked, ask = [], git_facts.ask_git
+    monkeypatch.setattr(git_facts, "ask_git", lambda *words, **named: asked.append(words[1]) or ask(*words, **named))
+    _, codes = git_facts.read_status(repository, "")
+    assert codes == [("M ", "src/main.py")] and asked == ["status"]
+    assert git_facts.line_counts(repository, codes) == {} and asked == ["status", "diff"]
+
+
 @pytest.mark.usefixtures("without_rights")
 @pytest.mark.parametrize("when", ["from the start", "later"])
 def test_a_git_folder_that_cannot_be_read_is_named(

@@ -305,8 +305,8 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
     # where nothing is staged, git's index tells as much, and much faster
     than = ["HEAD"] if any(code[0] not in " ?" for code, _ in codes) else []
     output = lines(*than)
-    if than and output is None:  # an unborn branch is compared with the empty tree
-        than = than if run_git(root, "rev-parse", "--verify", "HEAD") else [empty_tree(root)]
+    if than and output is None and not run_git(root, "rev-parse", "--verify", "HEAD"):
+        than = [empty_tree(root)]  # an unborn branch is compared with it
         output = lines(*than)
     if output is None and (closed := [path for _, path in codes if is_closed(root / path)]):
         output = lines(*than, without=closed)  # for one file that cannot be read git counts none

@@ -164,8 +164,8 @@ class Servers:
 
 
 class Relay(socketserver.ThreadingTCPServer):
-    """The way to a server. While it is ``behind`` the server's answers about a stream tell of no entry, as those of one
-    that is not up to date tell of fewer; ``cuts`` is how many more entries end their connection in place of arriving.
+    """The way to a server. So many more of the server's answers about a stream as it is ``behind`` tell of no entry, as
+    those of one that is not up to date tell of fewer. While it is ``away`` nobody gets through; ``cuts`` is how many more entries end their connection in place of arriving.
     """
 
     daemon_threads = True
@@ -177,11 +177,15 @@ class Relay(socketserver.ThreadingTCPServer):
             b'"name":"%b"' % stream.encode(),
             f"nats://127.0.0.1:{self.server_address[1]}",
         )
-        self.behind, self.told, self.cuts = False, 0, 0
+        self.behind, self.told, self.cuts = 0.0, 0, 0
+        self.away, self.refused = False, 0
         self._lines: set[socket.socket] = set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
+        if self.away:
+            self.refused += 1
+            return
         try:
             with socket.create_connection(("127.0.0.1", self.node.port)) as server:
                 self._lines |= {request, server}
@@ -209,7 +213,7 @@ class Relay(socketserver.ThreadingTCPServer):
     def _answered(self, line: bytes) -> bytes:
         if not self.behind or self._stream not in line:
             return line
-        self.told += 1
+        self.told, self.behind = self.told + 1, self.behind - 1
         return re.sub(rb'("last_seq":)(\d+)', lambda found: found[1] + b"0".rjust(len(found[2])), line)
 
     def cut(self) -> None:

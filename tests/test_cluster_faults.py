@@ -7,7 +7,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import math
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from typing import Any
 import pytest
 import requests
 from cluster import Node, Relay, Servers, Team, servers
-from conftest import PROJECT, Client, Service, end_stragglers, make_repository, plugin, until
+from conftest import PROJECT, Client, Service, clean_environment, end_stragglers, make_repository, plugin, until
 
 LONG = 45.0  # a machine under load; what it took is printed
 FAILED = requests.RequestException
@@ -295,14 +297,14 @@ def far(nats: Servers, tmp_path: Path) -> Iterator[Callable[..., tuple[Service, 
 
 def test_a_write_waits_while_the_server_that_answers_is_not_up_to_date(far: Callable[..., Any]) -> None:
     sidecar, relay = far("--nats-timeout", "60")
-    relay.behind = True
+    relay.behind = math.inf
     relay.cut()
     until(lambda: relay.told > 2, LONG)
     with ThreadPoolExecutor(1) as pool:
         waiting, before = pool.submit(published, sidecar), relay.told
         until(lambda: waiting.done() or relay.told > before + 4, LONG)
         assert not waiting.done(), "refused"
-        relay.behind = False
+        relay.behind = 0
         assert waiting.result(60)
     assert LOST not in sidecar.log
 
@@ -320,10 +322,37 @@ def test_what_was_written_while_the_log_was_found_again_is_no_entry_that_it_lack
 
 def test_what_stays_behind_for_longer_than_a_write_waits_has_lost_entries(far: Callable[..., Any]) -> None:
     sidecar, relay = far("--nats-timeout", "1")
-    relay.behind = True
+    relay.behind = math.inf
     relay.cut()
     until(lambda: LOST in Client(sidecar.url, None).get("/health").text, LONG)
     assert published(sidecar) is None
-    relay.behind = False
+    relay.behind = 0
     until(lambda: published(sidecar), LONG)
     assert sidecar.log.count("the log at NATS: the log ends before") == 1
+
+
+def test_servers_that_did_not_answer_meanwhile_have_not_stayed_behind(far: Callable[..., Any]) -> None:
+    seconds = 5
+    sidecar, relay = far("--nats-timeout", str(seconds))
+    relay.behind = math.inf
+    relay.cut()
+    until(lambda: relay.told, LONG)
+    relay.away = True
+    relay.cut()
+    over = time.monotonic() + seconds
+    until(lambda: relay.refused > 1 and time.monotonic() > over, LONG)
+    relay.behind, told, relay.away = 1, relay.told, False
+    until(lambda: published(sidecar), LONG)
+    assert relay.told == told + 1 and LOST not in sidecar.log
+
+
+def test_a_start_is_refused_where_the_servers_stay_behind(far: Callable[..., Any]) -> None:
+    """And is not where one of them is up to date again soon."""
+    sidecar, relay = far("--nats-timeout", "60")
+    assert sidecar.stop() == 0
+    relay.behind = 1
+    assert published(sidecar.start()) and relay.behind == 0
+    assert sidecar.stop() == 0
+    relay.behind = math.inf
+    ended = subprocess.run(sidecar.command, cwd=sidecar.root, env=clean_environment(), capture_output=True, timeout=120)
+    assert ended.returncode and LOST in ended.stderr.decode(), ended

@@ -1142,6 +1142,16 @@ def test_no_two_plugins_keep_different_things_of_a_part_under_one_name(part: typ
             assert not names[one] & names[other], (one, other)
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("return None", ""),
+        ("return 5", "part_class: TypeError: a class is wanted, or None, and int was returned (odd.py:3)"),
+        ("return dict", "part_class: TypeError: dict is not derived from Storage (odd.py:3)"),
+        ("raise ValueError('no disk')", "part_class: ValueError: no disk (odd.py:5)"),
+        ("raise SystemError", "part_class: SystemError (odd.py:5)"),
+    ],
+)
 def test_a_part_that_cannot_be_made_leaves_the_cores_own_in_place_and_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, code: str, said: str
 ) -> None:

@@ -30,7 +30,7 @@ import requests
 from agent_harness import alive
 from conftest import MODULE, PROJECT, ROOT, Service, clean_environment, end_stragglers, marked_processes, plugin, until
 
-from cco_sidecar import NextAgent
+from cco_sidecar import NextAgent, birth_of
 
 rules, view = plugin("_pipeline_plan"), plugin("_pipeline_view")
 read_sidecar_json = plugin("_files").read_sidecar_json
@@ -326,12 +326,16 @@ def test_files_that_nobody_knows_are_not_none(result: dict[str, Any], number: in
         "state": "completed",
         "seconds": 1,
         "files_changed": number,
-        "decision": "",
+        "decision": "it said so",
         "source": "",
     }
-    (line,) = view.ended_line(row | {"agent_type": "go-specialist", "next_agents": []})
-    said = {None: "which files it changed is not known", 1: "1 file changed"}.get(number, f"{number} files changed")
-    assert line.endswith(said) and view.SUMMARY["files"](row) == ("?" if number is None else str(number))
+    facts = row | {"agent_type": "go-specialist", "next_agents": []}
+    (line,) = view.ended_line(facts)
+    said = {None: "", 1: ", 1 file changed"}.get(number, f", {number} files changed")
+    assert line == f"go-specialist partial after 1.0 s{said}: it said so"
+    line, _ = view.ended_line(facts | {"source": "sidecar"})
+    assert line == f"go-specialist partial after 1.0 s{said or ', which files it changed is not known'}: it said so"
+    assert view.SUMMARY["files"](row) == ("?" if number is None else str(number))
 
 
 def test_secrets_in_last_words_are_not_stored() -> None:
@@ -642,6 +646,10 @@ def test_after_agents_that_fail_it_waits_longer_each_time(runs: Runs, served: Se
     waits = [(event["seconds"], event["reason"]) for event in events if event["event"] == "waiting"]
     crashed = [agent_type for agent_type, state, _ in ended if state == "failed"]
     assert waits[0] == (1, f"{crashed[0]} has failed (--pause 1)")
+    wait = next(event for event in events if event["event"] == "waiting")
+    (line,) = view.LINES["waiting"](wait)
+    assert line == f"waits 1 s: {waits[0][1]}"
+    assert view.LINES["waiting"](wait | {"at_most": True}) == [line.replace("waits", "waits at most")]
     assert waits[1] == (2, "2 agents in a row have failed (--pause 1)")
 
     waiting = runs.start("--format", "json", "--issue", "i-2", "--pause", "600", script={"chief-architect": ["crash"]})
@@ -878,6 +886,9 @@ def test_a_command_that_is_not_there_is_told_before_an_issue_begins(runs: Runs) 
     assert "no python-specialist can be started: no-such-agent: " in runs.refuse(*words, code=1)
     events = runs.run("--issue", "i-1", "--until", "architect", "--agent-command", "no-such-agent")
     assert events[-1]["state"] == "reached"
+    words = ("--issue", "i-2", "--retries", "0")
+    assert runs.run(*words, "--task", "x", "--agent-command", "false", code=1)[-1]["state"] == "failed"
+    assert "no chief-architect can be started: no-such: " in runs.refuse(*words, "--agent-command", "no-such", code=1)
 
 
 def test_an_agent_whose_command_cannot_be_run_has_not_failed_at_its_work(
@@ -1130,6 +1141,21 @@ def test_a_second_pipeline_may_have_the_same_options_as_the_first(runs: Runs) ->
     assert runs.run("--issue", "i-1", "--max-agents", "4")[-1]["state"] == "done"  # the service has gone: another one
 
 
+@pytest.mark.parametrize("whose", ["its own", "one that had its pid", "an older version"])
+def test_what_a_pipeline_has_noted_of_its_service_is_said_of_no_later_one_with_that_pid(
+    runs: Runs, served: Service, whose: str
+) -> None:
+    pid = served.info["pid"]
+    facts = {"birth": birth_of(pid if whose == "its own" else os.getpid()), "settings": {"root": "", "max_agents": 7}}
+    (runs.storage / "pipelines").mkdir()
+    (runs.storage / f"pipelines/service-{pid}.json").write_text(
+        json.dumps(facts["settings"] if whose == "an older version" else facts)
+    )
+    told = runs.refuse("--issue", "i-1", "--task", "x", "--max-agents", "10", code=2)
+    assert ("run` has started it with other values" in told) is (whose == "its own"), told
+    assert ("start that again with" in told) is (whose != "its own"), told
+
+
 def test_how_to_go_on_is_said_with_the_options_of_its_own_service(runs: Runs) -> None:
     process = runs.start("--issue", "i-1", "--rounds", "1", "--max-agents", "3", "--no-watch", script={})
     assert process.wait(120) == 1
@@ -1161,7 +1187,38 @@ def test_pipelines_that_begin_at_once_share_the_service_that_one_of_them_has_sta
         assert process.wait(120) == 0, runs.output(process, "err") + runs.output(process)
     assert [runs.events(each, "pipeline_started")[0]["service"] for each in started].count("its own") >= 1
     assert [runs.events(each, "pipeline_ended")[0]["state"] for each in started] == ["reached"] * 3
-    assert "service.log" in os.listdir(folder) and not list(folder.glob("service-*.log"))
+    assert "service.log" in os.listdir(folder)
+    assert not list(folder.glob("service-*.log"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--tls-cert", "/nowhere", "--tls-key", "/nowhere"), ("--host", "192.0.2.1"), ("--jwt-public-key", "/nowhere")],
+)
+def test_the_log_of_a_service_that_did_not_start_is_kept_where_that_of_any_other_is(
+    runs: Runs, words: tuple[str, ...]
+) -> None:
+    said = runs.refuse("--issue", "i-1", "--task", "x", *words, code=1 if "--host" in words else 2)
+    said = said.partition("did not start: ")[2]
+    assert said and said in (runs.storage / "pipelines/service.log").read_text()
+    assert not list((runs.storage / "pipelines").glob("service-*.log"))
+
+
+def test_a_log_of_our_service_that_somebody_has_removed_ends_no_pipeline(runs: Runs) -> None:
+    words = ("--format", "json", "--issue", "i-1", "--until", "architect")
+    process = runs.start(*words, script={"chief-architect": ["gate"]})
+    at_the_gate(runs, process, "chief-architect")
+    (runs.storage / "pipelines/service.log").unlink()
+    runs.open_gate()
+    assert process.wait(120) == 0, runs.output(process, "err")
+
+
+def test_a_log_that_was_swept_before_it_got_its_name_tells_nothing(tmp_path: Path) -> None:
+    link = object.__new__(plugin("_pipeline_service").Link)
+    link._log, link._log_read, link.own = tmp_path / "service-1.log", 0, True
+    (tmp_path / "service.log").write_text("2026-01-01 00:00:00 WARNING of an earlier service\n")
+    link._keep_log()
+    assert link.warnings() == [] and link._last_words() == "it said nothing"
 
 
 def test_a_service_that_another_pipeline_still_uses_stays_until_that_has_ended(runs: Runs) -> None:

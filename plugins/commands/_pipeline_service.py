@@ -28,6 +28,7 @@ from cco_sidecar import (
     REFUSED,
     Settings,
     StartError,
+    birth_of,
     command_serve,
     flag_of,
     lock_file,
@@ -51,7 +52,10 @@ except ImportError:  # Windows: a service has to run already, since only these l
 def command_run_service(options: argparse.Namespace) -> int:
     """Serve for as long as a pipeline uses the service: what a pipeline starts when no service runs."""
     settings = settings_from(options)
-    facts = plain_settings(settings)  # for pipelines that are given the same options
+    facts = {
+        "birth": birth_of(os.getpid()),
+        "settings": plain_settings(settings),
+    }  # for pipelines with the same options
     write_file(service_file(settings, os.getpid(), "json"), json.dumps(facts).encode())
     users = open_private(users_file(settings))
 
@@ -96,9 +100,11 @@ class Link:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.own:
+            self._keep_log()
+        service_file(self._settings, os.getpid(), "log").unlink(missing_ok=True)  # of one that came too late
         for file in self._held:
             os.close(file)
-        service_file(self._settings, os.getpid(), "log").unlink(missing_ok=True)  # of one that has not begun
         if self.own:
             self._wait_for_stop(self.own)
 
@@ -163,7 +169,8 @@ class Link:
         known: dict[str, list[Any]] = {"project": [client.project], "port": [urllib.parse.urlsplit(client.url).port]}
         with contextlib.suppress(OSError):  # no pipeline has ever started one
             facts = json.loads(service_file(self._settings, pid, "json").read_bytes())
-            return {name: [value, *known.get(name, [])] for name, value in facts.items()}
+            if (birth := birth_of(pid)) and birth == facts.get("birth"):  # else one that has ended had that pid
+                return {name: [value, *known.get(name, [])] for name, value in facts["settings"].items()}
         return known
 
     def _given(self) -> dict[str, Any]:
@@ -176,7 +183,7 @@ class Link:
             with contextlib.suppress(NotReachable):
                 client = self.answering()
                 if self.own and self.own.poll() is None and self._announced():
-                    self._log = self._log.replace(self._log.with_name("service.log"))
+                    self._keep_log()
                     return client
                 if self.own is None or self.own.poll() is not None:
                     self.own = None
@@ -242,6 +249,11 @@ class Link:
                     self.own.returncode if self.own.returncode > 0 else REFUSED,
                 )
 
+    def _keep_log(self) -> None:
+        """Give the log of our service, also of one that did not start, the name that the manual tells."""
+        with contextlib.suppress(FileNotFoundError):  # swept by a pipeline that does not see our processes
+            self._log = self._log.replace(self._log.with_name("service.log"))
+
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
         return lines[-1].removeprefix("cco: ") if lines else "it said nothing"
@@ -250,9 +262,12 @@ class Link:
         """What our own service has warned of since the last call: nobody else sees its log."""
         if not self.own:
             return []
-        with self._log.open("rb") as file:
-            file.seek(self._log_read)
-            lines, _, _ = file.read().rpartition(b"\n")
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._log_read)
+                lines, _, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:  # swept, as above
+            return []
         self._log_read += len(lines) + 1 if lines else 0
         return [words for line in lines.decode("utf-8", "replace").splitlines() if (words := warning_of(line))]
 
@@ -261,7 +276,7 @@ class Link:
         was the matter.
         """
         self.losses += 1
-        self._view.tell("waiting", reason=str(error), seconds=self._options.patience)
+        self._view.tell("waiting", reason=str(error), seconds=self._options.patience, at_most=True)
         deadline = time.monotonic() + self._options.patience
         while True:
             try:

@@ -133,9 +133,11 @@ def started_line(facts: dict[str, Any]) -> Iterable[str]:
 
 
 def ended_line(facts: dict[str, Any]) -> Iterable[str]:
-    number = facts["files_changed"]
-    files = "which files it changed is not known" if number is None else f"{counted(number, 'file')} changed"
-    about = f"{facts['status'] or facts['state']} after {duration(facts['seconds'])}, {files}"
+    number, about = facts["files_changed"], f"{facts['status'] or facts['state']} after {duration(facts['seconds'])}"
+    if number is not None:
+        about += f", {counted(number, 'file')} changed"
+    elif facts["source"] == "sidecar":  # of a result that the pipeline made, and of none, nobody expects them
+        about += ", which files it changed is not known"
     yield f"{facts['agent_type']} {about}" + (f": {cut(facts['decision'], LINE_WIDTH)}" if facts["decision"] else "")
     if facts["source"] == "sidecar" and facts["status"] == "success":
         yield "  it stored no result: that it ended with 0 and changed files is taken as success"
@@ -153,7 +155,7 @@ LINES: dict[str, Callable[[dict[str, Any]], Iterable[str]]] = {  # event: its li
     "agent_found": lambda facts: [f"{facts['agent_type']} found, pid {facts['pid']}, started {facts['seconds']} s ago"],
     "agent_output": lambda facts: [f"{facts['agent_type']}: {cut(facts['line'], LINE_WIDTH)}"],
     "agent_ended": ended_line,
-    "waiting": lambda facts: [f"waiting, at most {facts['seconds']} s: {facts['reason']}"],
+    "waiting": lambda facts: [f"waits {'at most ' if facts['at_most'] else ''}{facts['seconds']} s: {facts['reason']}"],
     "note": lambda facts: [facts["reason"]],
     "pipeline_ended": lambda facts: [f"{facts['state']}: {facts['reason']}"],
 }

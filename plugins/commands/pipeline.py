@@ -244,9 +244,9 @@ class Pipeline:
         self._catch_up()
         self._check_history()
         self._check_given(known)
+        self._plan.failures.clear()  # whoever starts it again has looked into what went wrong
         if self._link.own and not self._living() and not self._verdict():
             check_program(self._hooks, self._settings, self._plan.next().agent_type)
-        self._plan.failures.clear()  # whoever starts it again has looked into what went wrong
         going_on = bool(self._agents or self._proposals)
         pending = [item.agent_type for item in self._plan.queue()]
         facts = {"url": self._link.client.url, "service": self._link.whose, "going_on": going_on, "task": self._task}
@@ -396,7 +396,9 @@ class Pipeline:
         self._paused_after = failed[0]["agent_id"]
         seconds = min(self._options.pause * 2 ** (len(failed) - 1), max(LONGEST_PAUSE, self._options.pause))
         who = f"{failed[0]['agent_type']} has" if len(failed) == 1 else f"{len(failed)} agents in a row have"
-        self._view.tell("waiting", reason=f"{who} failed (--pause {self._options.pause})", seconds=seconds)
+        self._view.tell(
+            "waiting", reason=f"{who} failed (--pause {self._options.pause})", seconds=seconds, at_most=False
+        )
         time.sleep(seconds)
         return True
 
@@ -443,7 +445,7 @@ class Pipeline:
     def _wait_for_room(self, error: Refused) -> None:
         """Until an agent of the project ends, or the service's own ``retry_after_seconds``."""
         seconds = error.answer["retry_after_seconds"]
-        self._view.tell("waiting", reason=error.answer.get("message", str(error)), seconds=seconds)
+        self._view.tell("waiting", reason=error.answer.get("message", str(error)), seconds=seconds, at_most=True)
         self._issue.wait("agent_exited", "latest", seconds, filter="")
 
     def _follow(self, agent: dict[str, Any]) -> None:

@@ -99,7 +99,7 @@ def facts_of(text: str) -> dict[str, str]:
     if match := re.search(rf"{re.escape(folder)}/[\w.-]*brief[\w.-]*", text):
         facts["brief"] = match[0].rstrip(".")
     for name, path in (("result", "/results"), ("event", "/events/progress")):
-        match = re.search(rf"^ *(curl -sS [^\n]*{path} -d '.*?\}}\s*\}}'[^\n]*)", text, re.MULTILINE | re.DOTALL)
+        match = re.search(rf"^ *(curl -sS [^\n]*{path} -d '.*?\}}\}}')", text, re.MULTILINE | re.DOTALL)
         facts[name] = match[1] if match else ""
     root = re.search(
         r"(?i)working (?:directory[^\n]*?|in the following directories):\s*-? ?(/\S+)|<cwd>([^<]+)</cwd>", text

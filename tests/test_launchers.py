@@ -676,7 +676,7 @@ def test_the_commands_of_the_prompt_work_as_they_stand(
     make_service: Callable[..., Service], tmp_path: Path, storage: str
 ) -> None:
     """An agent that runs the two commands that begin with curl; the file that they name goes with the agent."""
-    found = r"re.findall('(?s)curl .*?}\x27[^\n]*', sys.argv[1])"  # to the end of the quoted body
+    found = r"re.findall('(?s)curl .*?}}\x27', sys.argv[1])"  # to the end of the quoted body
     code = f"import re, subprocess, sys; [subprocess.run(line, shell=True, check=True) for line in {found}]"
     command = json.dumps([sys.executable, "-c", code, "{prompt}"])
     service = make_service("--agent-command", command, storage=tmp_path / storage)

@@ -45,16 +45,14 @@ You may: {may}. Never print your token.
 """
 STORE = """\
 When you are done, store your result (status is success, failed or partial):
-  {curl}/results -d '{result}' {retried}
+  {curl}/results -d '{result}'
 """
 OTHERWISE = "\nOnly where those tools are missing, do the same by curl.\n"
 SAY = "When you are done, say in your last lines what you decided and why: you store no result yourself.\n"
 TELL = """
 To tell the others something before that, publish an event:
-  {curl}/events/progress -d '{event}' {retried}
+  {curl}/events/progress -d '{event}'
 """
-# For a minute, in which a service that is started again is there; programs end a command after two.
-RETRIED = "--retry 6 --retry-connrefused"
 # What a program takes for a file that it is to read into the conversation, or for a command of its own.
 MISTAKABLE = re.compile(r"@|!`|^[^\S\n]*/", re.MULTILINE)
 
@@ -113,10 +111,10 @@ def by_curl(reader: Reader) -> str:
     template = STORE if WRITE in reader.permissions else SAY
     return (template + (TELL if PUBLISH in reader.permissions else "")).format(
         curl=f"curl -sS -K {shlex.quote(reader.curl_file)} {reader.url}", result=in_lines({**who, "result": result}),
-        event=in_lines({"publisher": reader.agent_id, "topic": "progress", "data": data}), retried=RETRIED,
+        event=in_lines({"publisher": reader.agent_id, "topic": "progress", "data": data}),
     )  # fmt: skip
 
 
 def in_lines(body: dict[str, Any]) -> str:
     """``body`` as JSON with a field a line, none beside what is before it: paths and names may be long."""
-    return "{\n    " + ",\n    ".join(json.dumps({name: value})[1:-1] for name, value in body.items()) + "\n  }"
+    return "{\n    " + ",\n    ".join(json.dumps({name: value})[1:-1] for name, value in body.items()) + "}"

@@ -334,8 +334,9 @@ class Service:
         return self.log_path.read_text(errors="replace")
 
     def audit(self) -> list[dict[str, Any]]:
-        """The lines of its audit log."""
-        return [json.loads(line) for line in (self.storage / "audit.log").read_text().splitlines()]
+        """The lines of its audit log; the last one may still be being written."""
+        whole, _, _ = (self.storage / "audit.log").read_text(errors="replace").rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def token(self, agent_type: str = "chief-architect", **claims: Any) -> str:
         """A token with the six claims of the reference, signed with the storage's secret."""

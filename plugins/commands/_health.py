@@ -20,16 +20,11 @@ def explain_bind_error(settings: Settings, error: OSError) -> str:
     where = f"{settings.host} port {settings.port}"
     if error.errno != errno.EADDRINUSE:
         return f"cannot listen on {where}: {error.strerror or error}"
-    project = project_on(settings)
-    holder = f" by the sidecar of project {project}" if project else ""
-    return f"{where} is already taken{holder}; use --port with another number, or --port 0 for a free one"
-
-
-def project_on(settings: Settings) -> str:
-    """The project of the sidecar that has the port; "" where none has it."""
+    holder = ""
     with contextlib.suppress(OSError, http.client.HTTPException):
-        return str(read_health(ask_health(url_of_port(settings), LOCAL_SECONDS)[1]).get("project_id", ""))
-    return ""
+        if health := read_health(ask_health(url_of_port(settings), LOCAL_SECONDS)[1]):
+            holder = f" by the sidecar of project {health['project_id']}"
+    return f"{where} is already taken{holder}; use --port with another number, or --port 0 for a free one"
 
 
 def url_of_port(settings: Settings) -> str:

@@ -59,12 +59,7 @@ from cco_sidecar_plugins._trust import own_certificate
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
 from cco_sidecar_plugins.commands._client import Client, Refused, is_own, loaded_plugins, opener_trusting, told_types
-from cco_sidecar_plugins.commands._health import (
-    about_certificate,
-    ask_health,
-    explain_bind_error,
-    read_health,
-)
+from cco_sidecar_plugins.commands._health import about_certificate, ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._running import running_service, running_settings, start_it
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg

@@ -33,6 +33,26 @@ def content_of(path: Path, at_most: int = -1) -> bytes:
     return b""
 
 
+STANDS = {
+    stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
+}  # fmt: skip
+
+
+def misplaced(folder: Path, name: str, kind: str) -> str:
+    """What stands at ``name`` in a folder where a ``kind`` belongs, "file" or "folder", and what to do; also that a
+    folder cannot be written. "" where nothing is wrong, and where nothing stands there.
+    """
+    path = folder / name
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        stands = STANDS[stat.S_IFMT(path.lstat().st_mode)]
+        if stands != f"a {kind}":
+            return f"{name} is {stands}, and a {kind} belongs there: move it away"
+        if kind == "folder" and not os.access(path, os.W_OK | os.X_OK):
+            return f"{name} cannot be written or entered: make it your own and chmod u+rwx it"
+    return ""
+
+
 def explained(error: OSError) -> str:
     """The error in one line; of a file that is denied also whose it is, and what to do."""
     if not isinstance(error.filename, str) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -523,7 +523,7 @@ def test_what_is_no_file_in_the_databases_place_is_named(repository: Path, tmp_p
     assert f"{name} is a folder" in line and "salvage" not in line
     (tmp_path / "state" / name).rmdir()
     os.mkfifo(tmp_path / "state" / name, 0o600)
-    assert f"{name} is no regular file" in refused_start(repository, tmp_path / "state")
+    assert f"{name} is a pipe" in refused_start(repository, tmp_path / "state")
 
 
 @pytest.mark.parametrize("name", ["agents", "index", "results", "agents.lock"])
@@ -532,14 +532,19 @@ def test_what_is_in_the_place_of_a_file_or_folder_is_named_with_what_to_do(
 ) -> None:
     place, kind = tmp_path / "state" / name, "file" if "." in name else "folder"
     place.parent.mkdir(mode=0o700)
-    for make in (os.mkfifo, *([os.mkdir] if kind == "file" else [lambda path, mode: path.touch(mode)])):
+    other = ("a folder", os.mkdir) if kind == "file" else ("a file", lambda path, mode: path.touch(mode))
+    for stands, make in (("a pipe", os.mkfifo), other):
         make(place, 0o700)
-        said = f"{place} is no {kind}, and a {kind} belongs there: move it away"
+        said = f"{place} is {stands}, and a {kind} belongs there: move it away"
         assert said in refused_start(repository, place.parent)
-        words = [sys.executable, str(MODULE), "doctor", "--root", str(repository), "--storage", str(place.parent)]
-        told = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=60)
+        told = examined(repository, place.parent)
         assert told.returncode == 1 and said in told.stdout
         place.rmdir() if place.is_dir() else place.unlink()
+
+
+def examined(repository: Path, storage: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, str(MODULE), "doctor", "--root", str(repository), "--storage", str(storage)]
+    return subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=60)
 
 
 def in_place_of(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
@@ -551,25 +556,36 @@ def in_place_of(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None
     return change
 
 
-@pytest.mark.parametrize("change", [
-    in_place_of(".", Path.touch), in_place_of(".", lambda path: path.symlink_to("nowhere")),
-    in_place_of(".", os.mkfifo), in_place_of(".new", Path.touch), in_place_of(PROJECT, Path.touch),
-    in_place_of(PROJECT, lambda path: path.symlink_to("/proc")),
+RECORD = f"{PROJECT}/issue-1/python-specialist.json"
+
+
+@pytest.mark.parametrize(("name", "make", "stands", "kind"), [
+    (".", Path.touch, "a file", "folder"), (".", lambda path: path.symlink_to("nowhere"), "a link", "folder"),
+    (".", os.mkfifo, "a pipe", "folder"), (".new", Path.touch, "a file", "folder"),
+    (".new", lambda path: path.symlink_to("/proc"), "a link", "folder"), (PROJECT, Path.touch, "a file", "folder"),
+    (PROJECT, lambda path: path.symlink_to("/proc"), "a link", "folder"),
+    (f"{PROJECT}/issue-1", Path.touch, "a file", "folder"), (RECORD, Path.mkdir, "a folder", "file"),
 ])  # fmt: skip
-def test_the_health_says_where_no_result_can_be_written(
-    make_service: Callable[..., Service], change: Callable[[Path], None]
+def test_where_no_result_can_be_written_everybody_is_told_the_path_and_what_stands_there(
+    make_service: Callable[..., Service], name: str, make: Callable[[Path], Any], stands: str, kind: str
 ) -> None:
     service = make_service()
     results = service.storage / "results"
-    change(results)
+    in_place_of(name, make)(results)
+    told = f"{os.path.normpath(f'results/{name}')} is {stands}, and a {kind} belongs there: move it away"
     answer = service.client().post("/api/results", body_of("issue-1"))
     assert (answer.status_code, answer.json()["code"]) == (500, "STR_001")
-    status, health = healthy(service)
-    assert status == 503 and health["checks"]["storage"].startswith("unhealthy: the folder results: "), health
-    assert "the folder results: " in service.log and str(service.storage) not in str(health)
+    assert told in answer.json()["message"] and told in service.log
+    if name in (".", ".new", PROJECT):  # of one issue alone the service knows by its results
+        status, health = healthy(service)
+        assert status == 503 and told in health["checks"]["storage"], health
+        assert str(service.storage) not in str(health)
+    doctor = examined(service.root, service.storage)
+    assert doctor.returncode == 1 and told in doctor.stdout, doctor
     results.unlink() if not results.is_dir() else shutil.rmtree(results)
     assert healthy(service)[0] == 200
     service.client().store(issue="issue-1")
+    assert "belongs there" not in examined(service.root, service.storage).stdout
 
 
 @pytest.mark.parametrize("clean", [

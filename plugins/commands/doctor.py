@@ -11,6 +11,7 @@ import argparse
 import errno
 import functools
 import http.client
+import itertools
 import logging
 import os
 import re
@@ -67,6 +68,7 @@ from cco_sidecar_plugins.context._git_facts import git_prefix
 from cco_sidecar_plugins.context._watcher import folder_limit
 from cco_sidecar_plugins.storage._database import check_database, check_places
 from cco_sidecar_plugins.storage._log import REPLICA
+from cco_sidecar_plugins.storage._recovery import misplaced_results
 
 log = logging.getLogger("cco")
 
@@ -184,6 +186,8 @@ def check_storage(settings: Settings) -> str:
     database, in_use = database_of(settings), is_held(settings)
     check_database(database, thorough=True, in_use=in_use)
     check_places(settings.storage)
+    if wrong := list(itertools.islice(misplaced_results(settings.storage), 5)):
+        raise StartError(f"in {settings.storage}: {'; '.join(wrong)}")
     free = shutil.disk_usage(settings.storage).free
     if free < 100 * MB:
         raise StartError(f"only {free // MB} MB are free on the disk of {settings.storage}: make room")

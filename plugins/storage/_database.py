@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import stat
 import struct
 from pathlib import Path
 
 from cco_sidecar import APPLICATION_ID, LOG_BYTES, MB, SCHEMA_VERSION, StartError, StorageError
+from cco_sidecar_plugins._files import misplaced
 from cco_sidecar_plugins.storage._log import check_log, damaged, database_files, unusable
 
 
@@ -18,10 +18,9 @@ def check_database(path: Path, *, thorough: bool = False, in_use: bool = False) 
 
     Every page is checked where the file is below 64 MB, or when ``thorough``; else only what opening it reads.
     """
-    for file in filter(os.path.lexists, database_files(path)):
-        if not stat.S_ISREG(file.lstat().st_mode):
-            kind = "a folder" if file.is_dir() else "no regular file"
-            raise StartError(f"the storage's {file} is {kind}, which is left as it is: move it away", 1)
+    for file in database_files(path):
+        if wrong := misplaced(file.parent, file.name, "file"):
+            raise StartError(f"{file.parent}/{wrong}", 1)
     if not path.exists():
         return
     if path.stat().st_size == 0:
@@ -44,9 +43,8 @@ def check_database(path: Path, *, thorough: bool = False, in_use: bool = False) 
 def check_places(storage: Path) -> None:
     """Raise StartError where something else stands in the place of a file or folder that the service makes."""
     for name, kind in PLACES.items():
-        path = storage / name
-        if os.path.lexists(path) and not (path.is_dir() if kind == "folder" else path.is_file()):
-            raise StartError(f"{path} is no {kind}, and a {kind} belongs there: move it away", 1)
+        if wrong := misplaced(storage, name, kind):
+            raise StartError(f"{storage}/{wrong}", 1)
 
 
 PLACES = {"agents": "folder", "index": "folder", "results": "folder", "agents.lock": "file"}

@@ -38,7 +38,9 @@ from conftest import (
     plugin,
     until,
 )
+from nats import connect
 from nats.errors import OutboundBufferLimitError
+from nats.js import JetStreamContext
 from test_tls import make_pair
 
 import cco_sidecar
@@ -522,6 +524,43 @@ def test_a_snapshot_that_a_newer_version_made_is_not_taken_and_one_line_says_why
         assert ids(away.client(sub="another").wait("before", since="earliest")) == known, "what it has"
         with contextlib.closing(sqlite3.connect(away.storage / "replica.db")) as replica:
             assert replica.execute("pragma user_version").fetchone() == (cco_sidecar.SCHEMA_VERSION,)
+
+
+@pytest.mark.parametrize("fails", ["", ".1", ".index.7"])
+def test_a_snapshot_is_whole_though_another_sidecar_stores_the_same_one(nats: Servers, fails: str) -> None:
+    """It may also end before it has stored all."""
+    large, seal = plugin("_nats_large"), plugin("_seal").Seal(SECRET.encode())
+    name = f"whole-{uuid.uuid4().hex[:8]}"
+
+    class Failing(JetStreamContext):
+        async def publish(self, subject: str, *more: Any, **named: Any) -> Any:
+            if fails and subject.endswith(fails):
+                raise TimeoutError
+            return await super().publish(subject, *more, **named)
+
+    async def act() -> None:
+        client = await connect(nats.url)
+        await client.jetstream().add_stream(name=f"{name}-large", subjects=[f"{name}.large.>"], allow_direct=True)
+        one, other = (
+            large.Large(lambda js=js: (client, js), name, name, seal, lambda: "epoch")
+            for js in (client.jetstream(), Failing(client))
+        )
+        first, second = (bytes([number]) * 3 * large.Large.PIECE for number in (1, 2))
+        await one.put_whole("7", first)
+        if fails:
+            with pytest.raises(TimeoutError):
+                await other.put_whole("7", second)
+        else:
+            await asyncio.gather(other.put_whole("7", second), one.put_whole("7", first))
+        assert await one.whole() == [7] and await one.get_whole("7") in ((first,) if fails else (first, second))
+        await one.put_whole("8", second)
+        await client.jetstream().add_stream(name=name, subjects=[f"{name}.log"])
+        await one.cut(8)
+        kept = (await client.jetstream().stream_info(f"{name}-large", ">")).state
+        assert kept.messages == 4 and await one.get_whole("8") == second, "nothing of the earlier one is left"
+        await client.close()
+
+    asyncio.run(act())
 
 
 def test_copies_of_the_database_that_a_killed_sidecar_has_left_are_removed_at_its_start(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
+import uuid
 from collections.abc import Callable
 
 import nats.errors
@@ -26,8 +27,8 @@ class LogAway(StorageError):
 
 
 class Large:
-    """In the client's thread. Subjects below ``large``: entry.N.ID.PIECE, snapshot.N.PIECE and index.N, where N is the
-    number of the last entry before it, or in it. Raises NatsError and LogAway.
+    """In the client's thread. Subjects below ``large``: entry.N.ID.PIECE, snapshot.N.ID.PIECE and index.N, where N is
+    the number of the last entry before it, or in it. Raises NatsError and LogAway.
     """
 
     PIECE = 512 * 1024  # bytes
@@ -77,8 +78,8 @@ class Large:
         return f"{self._subject}.{name}.{number}"
 
     async def put_whole(self, name: str, content: bytes) -> None:
-        """Store what is large so that it is found by its name, once it is whole."""
-        found = await self.put(f"snapshot.{name}", content)
+        """Store what is large so that it is found by its name, once it is whole; others may do the same meanwhile."""
+        found = await self.put(f"snapshot.{name}.{uuid.uuid4().hex}", content)
         _, js = self.connected()
         index = self._seal.wrap(self._about(name), found.encode())
         await js.publish(f"{self._subject}.index.{name}", index, 5.0, self._stream)

@@ -8,6 +8,7 @@ import functools
 import gc
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -25,7 +26,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster import SECRET, Servers, Team, append, last_entry, servers, write, write_headers
+from cluster import SECRET, Relay, Servers, Team, append, last_entry, servers, write, write_headers
 from conftest import (
     MODULE,
     PROJECT,
@@ -561,6 +562,41 @@ def test_a_snapshot_is_whole_though_another_sidecar_stores_the_same_one(nats: Se
         await client.close()
 
     asyncio.run(act())
+
+
+def test_a_results_file_that_cannot_be_written_is_not_placed_with_the_next_one(
+    make_team: Callable[..., Team], tmp_path: Path
+) -> None:
+    """A disk that is full would leave a part of it."""
+    with servers(tmp_path / "nats") as own:
+        relay = Relay(own.nodes[0], f"cco-{PROJECT}")
+        try:
+            (a,), (b,) = make_team(own.url).start(1), make_team(relay.url).start(1)
+            new = b.storage / "results" / ".new"
+            first = a.client().store(issue="issue-0")["id"]
+            until(lambda: listed(b, "issue-0") == [first])
+            relay.away = True
+            relay.cut()
+            stored = [a.client().store(issue=f"issue-{number}")["id"] for number in (1, 2, 3, 4)]
+            (new / stored[0]).mkdir()
+            os.mkfifo(new / stored[1])
+            (new / stored[2]).symlink_to(tmp_path / "elsewhere")
+            relay.away = False
+            files = [b.storage / f"results/{PROJECT}/issue-{number}/python-specialist.json" for number in (1, 2, 3, 4)]
+            until(lambda: os.path.lexists(files[3]), 30)
+            assert json.loads(files[3].read_bytes())["id"] == stored[3]
+            assert not any(map(os.path.lexists, files[:3])) and not (tmp_path / "elsewhere").exists()
+            assert all(f"the file of {name} cannot be written" in b.log for name in stored[:3])
+            assert b.stop() == 0
+            (new / stored[0]).rmdir()
+            for name in stored[:3]:
+                (new / name).unlink(missing_ok=True)
+                (new / name).write_bytes(b"{")  # as a full disk leaves it
+            b.start()
+            assert [json.loads(file.read_bytes())["id"] for file in files] == stored, "the next start tries again"
+            assert not list(new.iterdir())
+        finally:
+            relay.stop()
 
 
 def test_copies_of_the_database_that_a_killed_sidecar_has_left_are_removed_at_its_start(

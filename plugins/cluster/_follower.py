@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cco_sidecar import SCHEMA_VERSION, Inserted, ResultFiles, StorageError, log
+from cco_sidecar import SCHEMA_VERSION, Inserted, StorageError, log
 from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, Joined
 from cco_sidecar_plugins.cluster._replica import EVENT, FORMAT, Replica, event_of
 from cco_sidecar_plugins.cluster._snapshots import Snapshots
 from cco_sidecar_plugins.storage._log import REPLICA
+from cco_sidecar_plugins.storage._recovery import RecoveredFiles
 
 
 class Follower:
@@ -33,7 +34,7 @@ class Follower:
         self,
         replica: Replica,
         secret: str,
-        files: ResultFiles,
+        files: RecoveredFiles,
         snapshots: Snapshots,
         tell: Callable[[Inserted, list[str]], None],
     ) -> None:
@@ -146,7 +147,7 @@ class Follower:
         except BaseException:
             replica.rollback()
             raise
-        self._place(replica.results)
+        self._files.put(replica.results)
         if replica.inserted or replica.ended:
             self._tell(replica.inserted, replica.ended)
 
@@ -155,15 +156,6 @@ class Follower:
         self.replica.set_meta("applied", str(applied))
         self.replica.commit()
         self.applied = applied
-
-    def _place(self, results: list[dict[str, Any]]) -> None:
-        """Write the files of results that others stored."""
-        for row in results:
-            try:
-                self._files.write([row])
-                self._files.place()
-            except StorageError as error:
-                log.error("the file of %s cannot be written: %s", row["id"], error)
 
     def _jump(self, needed: int) -> None:
         """Take the newest snapshot in the place of entries that are no longer there, unless a newer version made it.
@@ -187,7 +179,7 @@ class Follower:
         self.note(self.applied)  # also so that the database's log, which was just cut, has a beginning
         events = replica.rows(f"select seq, {', '.join(EVENT)} from event where seq > ? order by seq", head)
         told = [(event_of([row[name] for name in EVENT]), row["seq"]) for row in events]
-        self._place([dict(row) for row in replica.rows(self.LATEST, stored)])
+        self._files.put(replica.rows(self.LATEST, stored))
         self._tell(told, [row[0] for row in replica.rows("select subject from revoked")])
 
     def _restore(self, snapshot: int) -> bool:

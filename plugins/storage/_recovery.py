@@ -40,13 +40,22 @@ class RecoveredFiles(ResultFiles):
     def recover(self, read: Records) -> None:
         """Replace what is in NEW by the latest committed records. Blocks."""
         for new in () if os.path.islink(self._new) else Path(self._new).glob("*"):
-            try:
-                self.write(read.rows(LATEST, new.name))
-                self.place()
-                new.unlink(missing_ok=True)
-            except (OSError, StorageError) as error:
-                self._written = {}  # the next start tries again
-                log.error("the file of %s cannot be written: %s", new.name, getattr(error, "strerror", error))
+            self.replace(new, read.rows(LATEST, new.name))
+
+    def replace(self, new: Path, rows: list[Any]) -> None:
+        """Put committed records in place, and leave nothing in NEW; where that fails the next start tries again."""
+        try:
+            self.write(rows)
+            self.place()
+            new.unlink(missing_ok=True)
+        except (OSError, StorageError) as error:
+            self._written = {}  # else it is placed with the next one, and may be cut
+            log.error("the file of %s cannot be written: %s", new.name, getattr(error, "strerror", error))
+
+    def put(self, rows: list[Any]) -> None:
+        """Put committed records in place, each for itself."""
+        for row in rows:
+            self.replace(Path(self._new, row["id"]), [row])
 
 
 def misplaced_results(storage: Path, name: str = "results", kinds: tuple[str, ...] = KINDS) -> Iterator[str]:

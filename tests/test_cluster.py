@@ -564,6 +564,35 @@ def test_a_snapshot_is_whole_though_another_sidecar_stores_the_same_one(nats: Se
     asyncio.run(act())
 
 
+@pytest.mark.parametrize("gone", [[1], [3], [2, 3, 5]])
+def test_where_entries_are_gone_from_the_middle_of_the_log_the_snapshot_that_has_them_is_taken(
+    nats: Servers, make_team: Callable[..., Team], gone: list[int]
+) -> None:
+    prefix = f"middle-{uuid.uuid4().hex[:8]}"
+    stream = f"{prefix}-{PROJECT}"
+    a, b = make_team(nats.url, "--nats-prefix", prefix, "--nats-snapshot-entries", "20").start(2)
+    events = [a.client().publish("middle")["event_id"]]
+    until(lambda: ids(b.client().wait("middle", since="earliest", timeout=0)) == events)
+    b.kill()
+    last = last_entry(nats.url, stream).seq
+    while "a snapshot of entries" not in a.log:
+        events += [a.client().publish("middle")["event_id"] for _ in range(5)]
+    events.append(a.client().publish("middle")["event_id"])
+
+    async def remove() -> None:
+        client = await connect(nats.url)
+        for number in gone:
+            await client.jetstream().delete_msg(stream, last + number)
+        await client.close()
+
+    asyncio.run(remove())
+    assert nats.nodes[0].streams()[stream]["state"]["first_seq"] <= last
+    b.start()
+    events.append(b.client().publish("middle")["event_id"])
+    for sidecar in (a, b):
+        assert [event["event_id"] for event in all_of(sidecar, "middle", "", len(events))] == events
+
+
 def test_a_results_file_that_cannot_be_written_is_not_placed_with_the_next_one(
     make_team: Callable[..., Team], tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cco_sidecar import SCHEMA_VERSION, Inserted, StorageError, log
+from cco_sidecar import SCHEMA_VERSION, Inserted, log
 from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, Joined
 from cco_sidecar_plugins.cluster._replica import EVENT, FORMAT, Replica, event_of
@@ -130,7 +130,7 @@ class Follower:
         return None
 
     def _apply(self, entries: list[Any]) -> None:
-        """Apply entries of the log in one transaction, and tell what happened."""
+        """Apply entries of the log, as far as they follow each other, in one transaction, and tell what happened."""
         replica, applied = self.replica, self.applied
         try:
             replica.begin(time.time())
@@ -142,7 +142,7 @@ class Follower:
                     else:
                         log.warning("entry %d of the log is not of a sidecar's: it is passed over", entry.seq)
                 elif entry.seq > applied:
-                    raise StorageError(f"entries {applied + 1} to {entry.seq - 1} of the log are not there")
+                    break
             self.note(applied)
         except BaseException:
             replica.rollback()

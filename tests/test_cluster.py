@@ -527,6 +527,36 @@ def test_a_snapshot_that_a_newer_version_made_is_not_taken_and_one_line_says_why
             assert replica.execute("pragma user_version").fetchone() == (cco_sidecar.SCHEMA_VERSION,)
 
 
+def test_a_snapshot_of_an_earlier_version_gets_what_this_one_has_added(
+    make_team: Callable[..., Team], tmp_path: Path
+) -> None:
+    added = "drop table agent_outcome; drop table idempotency; drop index position_by_age; drop trigger event_stored;"
+    with servers(tmp_path / "nats") as own:
+        team = make_team(own.url, "--nats-snapshot-entries", "1", "--agent-command", "sleep 60")
+        (earlier,) = team.start(1)
+        event = earlier.client().publish("before")["event_id"]
+        with contextlib.closing(sqlite3.connect(earlier.storage / "replica.db")) as replica:
+            replica.executescript(f"{added} pragma user_version = {cco_sidecar.SCHEMA_VERSION - 1};")
+
+        def log_is_cut() -> bool:
+            earlier.client().publish()
+            return int(own.nodes[0].streams()[f"cco-{PROJECT}"]["state"]["first_seq"]) > 10
+
+        until(log_is_cut, 60)
+        earlier.kill()
+        (later,) = team.start(1)
+        client = later.client()
+        assert ids(client.wait("before", since="earliest")) == [event]
+        agent = client.spawn("issue-1")["agent_id"]
+        until(lambda: state(later, agent) == "running")
+        first, again = (keyed(client, "/api/results", body_of("issue-1"), "key") for _ in range(2))
+        assert again.headers["Idempotent-Replay"] == "true" and again.json()["id"] == first.json()["id"]
+        with contextlib.closing(sqlite3.connect(later.storage / "replica.db")) as replica:
+            names = {name for (name,) in replica.execute("select name from sqlite_master")}
+            assert {"position_by_age", "event_stored"} <= names
+            assert replica.execute("pragma user_version").fetchone() == (cco_sidecar.SCHEMA_VERSION,)
+
+
 @pytest.mark.parametrize("fails", ["", ".1", ".index.7"])
 def test_a_snapshot_is_whole_though_another_sidecar_stores_the_same_one(nats: Servers, fails: str) -> None:
     """It may also end before it has stored all."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
 
-from cco_sidecar import SCHEMA_VERSION, Inserted, log
+from cco_sidecar import SCHEMA_VERSION, Inserted, log, open_database
 from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, Joined
 from cco_sidecar_plugins.cluster._replica import EVENT, FORMAT, Replica, event_of
@@ -185,9 +187,12 @@ class Follower:
     def _restore(self, snapshot: int) -> bool:
         """Let it take the replica's place; False where a newer version made it, as no later start would open that."""
         if snapshot != self._newer:
-            with self._snapshots.fetched(snapshot) as source:
-                if source.execute("pragma user_version").fetchone()[0] <= SCHEMA_VERSION:
-                    self.replica.restore(source)
+            with self._snapshots.fetched(snapshot) as file:
+                with contextlib.closing(sqlite3.connect(file)) as found:
+                    version = found.execute("pragma user_version").fetchone()[0]
+                if version <= SCHEMA_VERSION:  # an older one lacks what this version and its plugins have added
+                    with contextlib.closing(type(self.replica)(open_database(file))) as source:
+                        self.replica.restore(source)
                     return True
             self._newer = snapshot
         return False

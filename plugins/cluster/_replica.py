@@ -42,9 +42,9 @@ class Replica(Records):
         super().begin()
         self.calls, self.ended, self.moment = [], [], moment
 
-    def restore(self, source: sqlite3.Connection) -> None:
+    def restore(self, source: Replica) -> None:
         """Take everything from another database."""
-        source.backup(self._db)
+        source._db.backup(self._db)
         self._db.execute("pragma wal_checkpoint(truncate)")  # the file has its new size from now on
 
     def savepoint(self) -> None:

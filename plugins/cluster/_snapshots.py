@@ -42,8 +42,8 @@ class Snapshots:
         return found
 
     @contextlib.contextmanager
-    def fetched(self, seq: int) -> Iterator[sqlite3.Connection]:
-        """The database in a snapshot."""
+    def fetched(self, seq: int) -> Iterator[Path]:
+        """The database in a snapshot, as a file."""
         content = self._log.call(self._log.large.get_whole(str(seq))).result(self.SECONDS)
         with tempfile.TemporaryDirectory(dir=self._database.parent, prefix=self.PREFIX) as folder:
             path, unpacked = Path(folder, "snapshot.db"), zlib.decompressobj()
@@ -51,8 +51,7 @@ class Snapshots:
                 for at in range(0, len(content), BLOCK):
                     file.write(unpacked.decompress(content[at : at + BLOCK]))
                 file.write(unpacked.flush())
-            with contextlib.closing(sqlite3.connect(path)) as database:
-                yield database
+            yield path
 
     def make_when_due(self, applied: int, weight: int) -> None:
         """Make one where so many entries, or bytes of them, were applied since the newest."""

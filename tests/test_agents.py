@@ -966,6 +966,41 @@ def test_exit_codes_are_known_over_a_restart(
 
 
 @pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
+@pytest.mark.parametrize("down", [None, Service.kill, Service.stop])
+def test_how_an_agent_ended_is_known_once_its_keeper_goes_on_that_was_stopped(
+    make_service: Callable[..., Service], tmp_path: Path, down: Callable[[Service], Any] | None
+) -> None:
+    """One keeper goes on, that of another agent is killed."""
+    (tmp_path / "plugins").mkdir()
+    names = "import cco_sidecar\nfrom cco_sidecar_plugins.agents.keeper import KeptProcesses\n"
+    (tmp_path / "plugins/soon.py").write_text(f"{names}KeptProcesses.KEEPER_SECONDS, KeptProcesses.PATIENCE = 0.1, 8\n")
+    service, gate = make_service(*COMMAND, "--plugins", str(tmp_path / "plugins")), tmp_path / "gate"
+    lost = spawn_waiting(service.client(), "fail", gate)
+    (killed,) = keepers(service)
+    service.kill()
+    service.start()
+    known = {spawn_waiting(service.client(), task, gate): ends for task, *ends in ENDS}
+    (stopped,) = set(keepers(service)) - {killed}
+    for process in (killed, stopped):
+        process.suspend()
+    if down:
+        down(service)
+    gate.touch()
+    if down:
+        service.start()
+    client = service.client()
+    for agent_id in (lost, *known):
+        until(lambda agent_id=agent_id: f"agent {agent_id} has ended, and its keeper" in service.log)
+        assert status(client, agent_id)["state"] == "running"
+    killed.kill()
+    assert state(client, lost)["state"] == "lost"
+    stopped.resume()
+    for agent_id, ends in known.items():
+        ended = state(client, agent_id)
+        assert [ended["state"], ended["exit_code"], ended["signal"]] == ends
+
+
+@pytest.mark.needs_plugin("agents/keeper knows exit codes over restarts")
 def test_an_end_at_the_moment_of_a_kill_is_known(make_service: Callable[..., Service], tmp_path: Path) -> None:
     """Agents end one after the other while the service is killed in between, three times."""
     service, known = make_service(*COMMAND, "--max-agents", "60"), {}

@@ -44,6 +44,7 @@ from cco_sidecar import (
     hookimpl,
     in_thread,
     lock_file,
+    log_once,
     one_line,
     redact,
 )
@@ -124,7 +125,7 @@ class KeptProcesses(Processes):
     SELDOM = 1.0  # seconds at most, where there are so many processes that looks take long
     SHARE = 0.02  # of a processor's time, which looks take at most until then
     PATIENCE = 40  # looks without its first process after which an agent is gone although its keeper has not said so
-    KEEPER_SECONDS = 10.0  # how long an end waits for a living keeper's word
+    KEEPER_SECONDS = 10.0  # how long an end waits where nobody knows whether its keeper lives
     opening: asyncio.Task[None]
     OUTPUT_SECONDS = 2.0  # how long an end waits for the last lines to be written down
 
@@ -192,11 +193,14 @@ class KeptProcesses(Processes):
         return members
 
     async def _hear_keeper(self, kept: KeptProcess) -> None:
-        """Nothing of the agent is alive: wait, within bounds, until its keeper has written down how it ended and its
-        last output.
+        """Nothing of the agent is alive: wait until its keeper has written down how it ended and, within bounds, its
+        last output. The keeper's word is waited for as long as it lives, also while it is stopped.
         """
         folder = kept.running.folder
         await until(lambda: kept.told or not is_kept(folder), self.KEEPER_SECONDS)
+        while kept.running.row["pid"] and not kept.told and is_kept(folder, unknown=False):
+            log_once(f"agent {kept.running.row['id']} has ended, and its keeper, which lives, does not answer: waiting")
+            await asyncio.sleep(self.SURVEY)
         if not kept.told and (end := await self._pool.run(written_end, folder)):
             kept.hear(end)
         await until(lambda: not (folder / KeeperProgram.PIPE).exists(), self.OUTPUT_SECONDS)
@@ -319,17 +323,17 @@ def written_end(folder: Path) -> AgentEnd | None:
         os.close(file)
 
 
-def is_kept(folder: Path) -> bool:
+def is_kept(folder: Path, *, unknown: bool = True) -> bool:
     """Whether a keeper has yet to write down how the agent ends: it holds this lock until then, and no longer than it
-    lives. Blocks.
+    lives; ``unknown`` where the lock cannot be looked at. Blocks.
     """
     try:
         flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # the agent itself can write there
         file = os.open(folder / KeeperProgram.PID, os.O_RDWR | flags)
     except FileNotFoundError:
         return False
-    except OSError:  # too many files are open, or the like: nobody knows
-        return True
+    except OSError:  # too many files are open, or the like
+        return unknown
     try:
         lock_file(file)
         return False

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -75,6 +76,8 @@ def environment(home: Path, url: str, folders: list[Path]) -> dict[str, str]:
     )
     kept = {name: value for name, value in clean_environment().items() if not session.match(name)}
     path = os.pathsep.join([*map(str, dict.fromkeys(folders)), os.environ["PATH"]])
+    if any((folder / "opencode").exists() for folder in folders):
+        settle(home / ".config/opencode")
     return kept | {
         "HOME": str(home), "PATH": path, "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "sk-ant-made-up",
         "OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": "sk-made-up",
@@ -108,6 +111,15 @@ def make_home(home: Path, url: str) -> Path:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(content)
     return home
+
+
+def settle(folder: Path) -> None:
+    """Put into a folder of opencode's settings what it fetches at its first start there, at a minute of CPU time."""
+    fetched = npm.install(f"@opencode-ai/plugin@{PROGRAMS['opencode'].tried}").parent.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "node_modules").symlink_to(fetched / "node_modules")
+    for name in ("package.json", "package-lock.json"):  # which it compares
+        shutil.copy(fetched / name, folder)
 
 
 STORE = '{"status": "success", "decisions": ["waited"]}'

@@ -15,7 +15,7 @@ import npm
 import pytest
 from conftest import MODULE, Service, git, make_repository, plugin, until
 from mock_model import WORK, MockModel
-from real_agents import FORGETFUL, REFUSABLE, TASK, TOKEN, Workshop, environment, install, make_home, task_of
+from real_agents import FORGETFUL, REFUSABLE, TASK, TOKEN, Workshop, environment, install, make_home, settle, task_of
 
 NAMES = ["claude", "codex", "gemini", "opencode"]
 
@@ -95,6 +95,8 @@ def test_a_real_program_is_an_agent_of_the_users_own(workshop: Workshop, name: s
     path, content = OWN[name]
     (workshop.service.root / path).parent.mkdir(parents=True)
     (workshop.service.root / path).write_text(content)
+    if name == "opencode":
+        settle(workshop.service.root / ".opencode")
     before = len(workshop.model.requests)
     done = workshop.run(name, "Follow script nod", agent_type=f"own-{name}")
     assert done.agent["state"] == "completed", done.output

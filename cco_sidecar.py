@@ -3751,7 +3751,7 @@ class Processes:
         found = set[psutil.Process]()
         for item in psutil.process_iter():
             with suppress(psutil.Error, OSError):  # it has just ended, or is another user's
-                if item.environ().get("CCO_TOKEN_FILE") == marker or (first and session_of(item.pid) == first):
+                if (first and session_of(item.pid) == first) or item.environ().get("CCO_TOKEN_FILE") == marker:
                     found |= {item, *item.children(recursive=True)}
         return found
 

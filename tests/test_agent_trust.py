@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -44,7 +45,7 @@ from agent_harness import (
     state,
     status,
 )  # fmt: skip
-from conftest import Client, Service, clean_environment, git_alone, make_repository, plugin, serving, until
+from conftest import ROOT, Client, Service, clean_environment, git_alone, make_repository, plugin, serving, until
 from msgspec.structs import replace
 
 from cco_sidecar import MB, AgentCommand, Pool, Records, Running, Sidecar, StorageError, load_hooks, load_settings
@@ -165,6 +166,60 @@ def test_the_marker_is_found_wherever_it_stands_in_the_environment(environment: 
     finally:
         child.kill()
         child.wait()
+
+
+HARDENED = """
+import asyncio, ctypes, os, signal, sys, types
+from pathlib import Path
+import cco_sidecar
+
+keeper = cco_sidecar.import_file(Path(sys.argv[1]))
+owner, kind, program, prctl = *sys.argv[2:4], os.open(sys.argv[4], os.O_PATH), ctypes.CDLL(None).prctl
+if os.geteuid() == 0:  # who has no files that are root's in /proc
+    os.setuid(65534)
+told, tell = os.pipe()
+first = os.fork()
+if not first:
+    os.setsid()
+    prctl(4, 1, 0, 0, 0)
+    if kind == "a child asks for it" and os.fork():
+        signal.pause()
+    os.write(tell, str(os.getpid()).encode())
+    if kind == "its program cannot be read":
+        os.execve(program, ["sleep", "1000"], {})
+    prctl(4, 0, 0, 0, 0)
+    signal.pause()
+hidden = int(os.read(told, 10))
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.alarm(30)
+try:
+    while os.stat(f"/proc/{hidden}/stat").st_uid == os.geteuid():
+        os.sched_yield()
+    if owner == "keeper":
+        identity = keeper.look_at_linux({first})[first].identity
+        for item in keeper.Snapshot(keeper.look_at_linux(None).values()).members(keeper.Proof(1, "/nowhere", identity)):
+            assert item.send_signal(signal.SIGKILL)
+    else:
+        row = {"id": "a", "pid": first, "birth": cco_sidecar.birth_of(first)}
+        processes = cco_sidecar.Processes(types.SimpleNamespace(root="/"))
+        asyncio.run(asyncio.wait_for(processes.end(cco_sidecar.Running(row, Path("/nowhere"))), 20))
+    while cco_sidecar.birth_of(hidden):
+        os.sched_yield()
+finally:
+    for pid in {hidden, first}:
+        if cco_sidecar.birth_of(pid):
+            os.kill(pid, signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("owner", ["keeper", "alone"])
+@pytest.mark.parametrize("kind", ["it asks for it", "a child asks for it", "its program cannot be read"])
+@pytest.mark.skipif(sys.platform != "linux", reason="of /proc")
+def test_processes_that_let_nobody_look_into_them_are_found_and_ended(owner: str, kind: str, tmp_path: Path) -> None:
+    program = Path(shutil.copy("/bin/sleep", tmp_path))
+    program.chmod(0o111)
+    words = [str(ROOT / "plugins/agents/keeper.py"), owner, kind, str(program)]
+    subprocess.run([sys.executable, "-c", HARDENED, *words], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("number", [2, 20, 119])

@@ -775,15 +775,15 @@ def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
     found = {}
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if pids is None else pids:
         try:
-            content, owner = content_and_owner(f"/proc/{pid}/stat")
-            fields = content.rpartition(b") ")[2].split()
-            if owner != user or fields[0] in (b"Z", b"X"):
+            if os.stat(f"/proc/{pid}").st_uid != user:  # the files in it may be root's: see ``environment_of``
+                continue
+            fields = read_of(pid, "stat").rpartition(b") ")[2].split()
+            if fields[0] in (b"Z", b"X"):
                 continue
             limit = resource.prlimit(pid, KeeperProgram.RLIMIT_LOCKS)[0]
             mark = limit if limit > 0 else 0
-            variables = b"" if mark else b"\0" + content_and_owner(f"/proc/{pid}/environ")[0]
-            marker = re.search(rb"\0CCO_TOKEN_FILE=([^\0]*)", variables)
-        except (OSError, ProcessLookupError):  # ended while we looked, or not to be looked at
+            marker = None if mark else re.search(rb"\0CCO_TOKEN_FILE=([^\0]*)", b"\0" + environment_of(pid))
+        except OSError:  # ended while we looked, or not to be looked at
             continue
         began = int(fields[19]) / tick
         found[pid] = Seen(
@@ -794,13 +794,22 @@ def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
     return found
 
 
-def content_and_owner(path: str) -> tuple[bytes, int]:
-    """A file of /proc, whose reads give all that they can, and the user whose process it is of. Raises OSError."""
-    file, content, most = os.open(path, os.O_RDONLY), b"", 64 * 1024
+def environment_of(pid: int) -> bytes:
+    """Empty of a process that lets nobody look into it: PR_SET_DUMPABLE of prctl(2), as ssh-agent sets it, and older
+    versions of Codex do. Raises OSError.
+    """
+    with contextlib.suppress(PermissionError):
+        return read_of(pid, "environ")
+    return b""
+
+
+def read_of(pid: int, name: str) -> bytes:
+    """A file of /proc, whose reads give all that they can. Raises OSError."""
+    file, content, most = os.open(f"/proc/{pid}/{name}", os.O_RDONLY), b"", 64 * 1024
     try:
         while len(chunk := os.read(file, most)) == most:
             content += chunk
-        return content + chunk, os.fstat(file).st_uid
+        return content + chunk
     finally:
         os.close(file)
 

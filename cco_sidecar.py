@@ -522,9 +522,7 @@ class Asks:
 
 
 class Tells:
-    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own. With
-    plugins/_hooks.py the stop waits 5 s for what they have not heard.
-    """
+    """Hooks by which observers hear of what happened, in order, after the commit, in a thread of their own."""
 
     def result_stored(self, result: dict[str, Any]) -> None:
         """A result was stored: the body as it was posted, with its ``id`` and ``stored_at``."""
@@ -566,9 +564,7 @@ def load_hooks(settings: Settings, strict: bool = False) -> Hooks:
 
 
 class Hooks:
-    """The loaded plugins, called one by one: who fails is logged and passed over, who cannot be loaded ends the start.
-    plugins/_hooks.py gives each five seconds, logs what slow observers miss, and passes over what cannot be loaded.
-    """
+    """The loaded plugins, called one by one. Who fails is passed over and logged, at its loading it ends the start."""
 
     MANAGER = pluggy.PluginManager
     SPECS = {name: spec for kind in (Asks, Tells, Parts) for name, spec in vars(kind).items() if name[0] != "_"}
@@ -1173,13 +1169,15 @@ class Handler(tornado.web.RequestHandler):
         self.finished(status, seconds)
 
     def finished(self, status: int, seconds: float) -> None:
-        """Log the request: ``status`` 499 is a hang-up."""
-        who, code = self.claims.sub or "-", self.error.code if self.error else "-"
-        asked = without_tokens(f"{self.request.method} {self.request.path}")
-        self.log("%s %s %d %.1f ms %s %s", self.request_id, asked, status, seconds * 1000, who, code)
+        """Log the request, at DEBUG if it only read: ``status`` 499 is a hang-up."""
+        level = logging.DEBUG if self.request.method in ("GET", "HEAD") and status < 400 else logging.INFO
+        if log.isEnabledFor(level):
+            who, code = self.claims.sub or "-", self.error.code if self.error else "-"
+            asked = without_tokens(f"{self.request.method} {self.request.path}")
+            self.log(level, "%s %s %d %.1f ms %s %s", self.request_id, asked, status, seconds * 1000, who, code)
 
-    def log(self, template: str, *facts: Any) -> None:
-        log.info(template, *facts)
+    def log(self, level: int, template: str, *facts: Any) -> None:
+        log.log(level, template, *facts)
 
 
 class Endpoint(Handler):

@@ -2,6 +2,7 @@
 request, and its author hears of mistakes in the words of the hook.
 
 What is not the core's own is imported and called in a thread of its own, which is left behind after five seconds.
+The stop waits as long for what observers have not heard.
 Answers to asks are taken as JSON says them. An error is told with its line in the plugin's file.
 """
 

@@ -162,6 +162,8 @@ class Workshop:
             folder / "storage",
             "--agent-commands",
             commands,
+            "--log-level",
+            "debug",
             *arguments,
             env=self.env,
         )

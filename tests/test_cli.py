@@ -96,7 +96,7 @@ class Here(Service):
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
-    running = Here(tmp_path_factory.mktemp("here"))
+    running = Here(tmp_path_factory.mktemp("here"), "--log-level", "debug")
     running.start()
     yield running
     running.stop()
@@ -1064,7 +1064,7 @@ def test_a_wait_for_an_agent_goes_on_when_the_service_starts_again(tmp_path: Pat
 @pytest.mark.parametrize("words", [["--timeout", "60000"], ["--continuous", "--limit", "1"]])
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_a_wait_for_an_event_goes_on_when_the_service_starts_again(tmp_path: Path, end: str, words: list[str]) -> None:
-    here, said = Here(tmp_path), tmp_path / "said"
+    here, said = Here(tmp_path, "--log-level", "debug"), tmp_path / "said"
     client = here.start().client()
     command = [sys.executable, str(MODULE), "events", "subscribe", "late", *words, "--format", "json"]
     with said.open("w") as file:

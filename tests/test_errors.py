@@ -279,7 +279,8 @@ def test_fields_of_what_a_coding_program_sends_unasked_are_not_named_as_ignored(
     assert answer.ok and "X-Ignored" not in answer.headers, answer.headers
 
 
-def test_a_token_that_stands_for_a_parameters_name_is_not_logged(service: Service) -> None:
+def test_a_token_that_stands_for_a_parameters_name_is_not_logged(make_service: Callable[..., Service]) -> None:
+    service = make_service("--log-level", "debug")
     client = service.client()
     request_id = client.get(f"/status?{client.token}").headers["X-Request-ID"]
     until(lambda: f"{request_id} GET /status 200" in service.log)

@@ -1469,7 +1469,7 @@ def register_routes():
 def test_the_sidecar_gives_up_an_answer_that_nobody_takes(make_service, tmp_path, protocol):
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "stalling.py").write_text(STALLING)
-    service = make_service("--plugins", str(tmp_path / "plugins"))
+    service = make_service("--plugins", str(tmp_path / "plugins"), "--log-level", "debug")
     if protocol == "HTTP/2":
         with Wire(Address(service)) as wire:
             wire.ask(1, "/long")

@@ -137,7 +137,7 @@ def runs(tmp_path: Path, repository: Path) -> Iterator[Runs]:
 @pytest.fixture
 def served(runs: Runs, make_service: Callable[..., Service]) -> Service:
     """A service for this repository that runs already."""
-    return make_service(env=runs.env)
+    return make_service("--log-level", "debug", env=runs.env)
 
 
 def at_the_gate(runs: Runs, process: subprocess.Popen[bytes], agent_type: str = "python-specialist") -> dict[str, Any]:

@@ -386,11 +386,26 @@ def test_neither_errors_nor_logs_give_away_tokens_paths_or_tracebacks(make_servi
     assert [word for word in hidden if word in service.log] == [], "the banner too"
 
 
-def test_the_log_has_one_line_for_a_request(service: Service) -> None:
-    answer = service.client("python-specialist", sub="agent-8").get("/status")
-    lines = until(lambda: [line for line in service.log.splitlines() if answer.headers["X-Request-ID"] in line])
-    assert len(lines) == 1
-    assert "GET /status 200" in lines[0] and "agent-8" in lines[0]
+@pytest.mark.parametrize("level", ["debug", "info", "warning"])
+def test_the_log_has_one_line_for_a_request_and_those_that_only_read_at_debug(
+    make_service: Callable[..., Service], level: str
+) -> None:
+    service = make_service("--log-level", level)
+    client = service.client("python-specialist", sub="agent-8")
+    asked = {
+        "GET /status 200": client.get("/status"),
+        "HEAD /health 200": client.request("HEAD", "/health"),
+        "GET /api/results/none 404": client.get("/api/results/none"),
+        "POST /api/agents/spawn 403": client.post("/api/agents/spawn", {}),
+        "POST /api/events/ping 202": client.post("/api/events/ping", EVENT),
+    }
+    told = {"debug": list(asked), "info": list(asked)[2:], "warning": []}[level]
+    assert service.stop() == 0
+    lines = service.log.splitlines()
+    for words, answer in asked.items():
+        found = [line for line in lines if answer.headers["X-Request-ID"] in line]
+        assert len(found) == (words in told) and all(words in line for line in found), (words, answer.text)
+    assert all((" DEBUG " in line) == (words in list(asked)[:2]) for words in told for line in lines if words in line)
 
 
 # -- permission policies

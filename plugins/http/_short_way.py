@@ -52,11 +52,10 @@ class ShortAnswer(Endpoint):
         self._headers, self._write_buffer = Fields(), []
         self.set_status(200)
 
-    def log(self, template: str, *facts: Any) -> None:
+    def log(self, level: int, template: str, *facts: Any) -> None:
         handler = logging.root.handlers[0] if logging.root.handlers else None
-        quick = type(handler) is LogLines and LOG.isEnabledFor(logging.INFO) and handler.emit_line(template, *facts)
-        if not quick:
-            super().log(template, *facts)
+        if not (level == logging.INFO and type(handler) is LogLines and handler.emit_line(template, *facts)):
+            super().log(level, template, *facts)
 
     REPRESENTATION = ("Content-Type", "Content-Encoding", "Content-Language")  # a 304 says nothing of these
 

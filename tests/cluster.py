@@ -165,7 +165,9 @@ class Servers:
 
 class Relay(socketserver.ThreadingTCPServer):
     """The way to a server. So many more of the server's answers about a stream as it is ``behind`` tell of no entry, as
-    those of one that is not up to date tell of fewer. While it is ``away`` nobody gets through; ``cuts`` is how many more entries end their connection in place of arriving.
+    those of one that is not up to date tell of fewer. While it is ``away`` nobody gets through, and behind each such
+    answer so many are refused as it is ``silent``; ``cuts`` is how many more entries end their connection in place of
+    arriving.
     """
 
     daemon_threads = True
@@ -179,11 +181,13 @@ class Relay(socketserver.ThreadingTCPServer):
         )
         self.behind, self.told, self.cuts = 0.0, 0, 0
         self.away, self.refused = False, 0
+        self.silent = self._to_refuse = 0
         self._lines: set[socket.socket] = set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        if self.away:
+        if self.away or self._to_refuse:
+            self._to_refuse = max(0, self._to_refuse - 1)
             self.refused += 1
             return
         try:
@@ -214,6 +218,7 @@ class Relay(socketserver.ThreadingTCPServer):
         if not self.behind or self._stream not in line:
             return line
         self.told, self.behind = self.told + 1, self.behind - 1
+        self._to_refuse = self.silent
         return re.sub(rb'("last_seq":)(\d+)', lambda found: found[1] + b"0".rjust(len(found[2])), line)
 
     def cut(self) -> None:

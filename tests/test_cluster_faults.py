@@ -320,9 +320,11 @@ def test_what_was_written_while_the_log_was_found_again_is_no_entry_that_it_lack
     assert LOST not in sidecar.log
 
 
-def test_what_stays_behind_for_longer_than_a_write_waits_has_lost_entries(far: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("silent", [0, 1, 4])
+def test_what_stays_behind_for_longer_than_a_write_waits_has_lost_entries(far: Callable[..., Any], silent: int) -> None:
+    """Also where no server answers now and then."""
     sidecar, relay = far("--nats-timeout", "1")
-    relay.behind = math.inf
+    relay.silent, relay.behind = silent, math.inf
     relay.cut()
     until(lambda: LOST in Client(sidecar.url, None).get("/health").text, LONG)
     assert published(sidecar) is None

@@ -89,8 +89,7 @@ class NatsLog:
     ) -> None:  # fmt: skip
         self.options, self._founding, self._hear = options, founding, hear
         self._place, self._known, self._seal = place, False, seal
-        self._behind_since = 0.0  # when a server answered first that was not up to date; 0 where the last one was
-        self._behind = False  # one of the servers answered so since all of them were asked last
+        self._behind_at = self._behind_for = 0.0  # when a server answered last that was not up to date; for how long
         self._epoch = ""
         self.starting = True
         self.on_session: Callable[[Client], Coroutine[Any, Any, None]] | None = None  # goes on beside each session
@@ -134,7 +133,6 @@ class NatsLog:
     async def _stay_connected(self) -> None:
         servers = random.sample(self.options.servers, len(self.options.servers))
         while True:
-            self._behind = False
             for server in servers:
                 try:
                     await self._session(server)
@@ -144,8 +142,6 @@ class NatsLog:
                     self._told(error)
                 await asyncio.sleep(0.2)
             self.refused = self._refusal
-            if not self._behind:  # what nobody says tells nothing of what is lost
-                self._behind_since = 0.0
 
     def _told(self, error: BaseException) -> None:
         """Write down why there is no log, and log it once."""
@@ -209,15 +205,17 @@ class NatsLog:
 
     def _is_behind(self, info: StreamInfo, applied: int) -> bool:
         """Whether servers that replicate lack an entry that was applied here, as after an election: they are asked
-        again for as long as a write waits for the log, or a part of a start. What they lack then they have lost.
+        again for as long as a write waits for the log, or a part of a start. What they lack then they have lost. Of the
+        time between two such answers a quarter of that counts at most: that no server answers tells nothing.
         """
         if info.state.last_seq >= applied or not (info.cluster and info.cluster.replicas):
-            self._behind_since = 0.0
+            self._behind_for = 0.0
             return False
-        self._behind, self._behind_since = True, self._behind_since or time.monotonic()
-        timeout = self.options.timeout
+        now, timeout = time.monotonic(), self.options.timeout
         patience = min(timeout, self.START_PATIENCE) if self.starting else timeout
-        return time.monotonic() < self._behind_since + patience
+        self._behind_for += min(now - self._behind_at, patience / 4)
+        self._behind_at = now
+        return self._behind_for < patience
 
     async def last(self) -> int:
         """The number of the newest entry."""

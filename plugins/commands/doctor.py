@@ -378,7 +378,8 @@ def examine_log(options: argparse.Namespace) -> dict[str, Finding]:
         return {
             "log": (
                 "note",
-                f"of its servers these are away, or not up to date: {names}; the loss of another one may stop writing",
+                f"of its servers these are away, or not up to date: {names}; the loss of another one may stop writing."
+                " One whose disk was full stays so until it is started again",
             )
         }
     return {"log": ("good", f"connected to {told['connected_to']}, and none of its servers is known to be away")}

@@ -102,10 +102,10 @@ class Changer:
             self.write(f"nested{self.number}/{place}new.py", f"nested = {self.number}\n")
 
     def do_map(self) -> None:
-        with self.some_file().open("r+b") as file:
-            if file.seek(0, os.SEEK_END):
-                with mmap.mmap(file.fileno(), 0) as mapping:
-                    mapping[:] = bytes(mapping).swapcase()
+        path = self.some_file()
+        if content := path.read_bytes():
+            with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+                mapping[:] = content.swapcase()  # unread before: of a page that was read tmpfs notes no write
 
     def do_mode(self) -> None:
         path = self.some_file()

@@ -434,10 +434,10 @@ class EventSubmission(Struct, omit_defaults=True):
 class SpawnRequest(Struct, omit_defaults=True):
     agent_type: Identifier
     issue_id: Identifier
-    task: Annotated[str, Meta(max_length=TASK_LENGTH, pattern=r"^[^\x00]*\Z")] = ""
+    task: Annotated[Text, Meta(max_length=TASK_LENGTH)] = ""
     context_requirements: list[str] = []
     context_tokens: Annotated[int, Meta(ge=500, le=2_500_000)] | None = None
-    environment: dict[Annotated[str, Meta(pattern=r"^[^=\x00]+\Z")], Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]] = {}
+    environment: Environment = {}
     priority: Literal["low", "normal", "medium", "high", "critical"] = "normal"
     permissions: list[Permission] | None = None
     project_id: Identifier | None = None
@@ -469,6 +469,8 @@ EVENT_TYPE_IN_WORDS = "must be small letters, digits, '.', '_' or '-', 64 at mos
 is_identifier = re.compile(NAME).fullmatch
 Identifier = Annotated[str, Meta(pattern=rf"^{NAME}\Z")]
 EventType = Annotated[str, Meta(pattern=rf"^{EVENT_TYPE}\Z")]
+Text = Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]  # for programs
+Environment = dict[Annotated[str, Meta(pattern=r"^[^=\x00]+\Z")], Text]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 Since = Annotated[str, Meta(max_length=128)]
 Priority = Literal["high", "medium", "low"]
@@ -3814,11 +3816,11 @@ class AgentCommand(Struct):
     """A command that runs an agent, with placeholders such as ``{prompt}``."""
 
     argv: Argv
-    stdin: str = ""  # a file
-    environment: dict[str, str] = {}
+    stdin: Text = ""  # a file
+    environment: Environment = {}
 
 
-Argv = Annotated[Sequence[Annotated[str, Meta(pattern=r"^[^\0]*$")]], Meta(min_length=1)]
+Argv = Annotated[Sequence[Text], Meta(min_length=1)]
 
 
 # ==== Built-in plugins: the reference's own behaviour, as hook implementations like anybody's ====

@@ -1459,7 +1459,12 @@ UNFIT = {  # answers that are of no use, by hook
         ["a.py"],
         3,
     ],
-    "agent_command": ["true", ["true", 5], [], ["tr\0ue"], ["caf\ud800"], cco_sidecar.AgentCommand(["true"], stdin=5)],  # type: ignore[arg-type]
+    "agent_command": [
+        *("true", ["true", 5], [], ["tr\0ue"], ["caf\ud800"]),
+        cco_sidecar.AgentCommand(["true"], stdin=5),  # type: ignore[arg-type]
+        cco_sidecar.AgentCommand(["true"], stdin="nul\0"),
+        *(cco_sidecar.AgentCommand(["true"], environment=given) for given in ({"A": "nul\0"}, {"A=B": ""}, {"": ""})),
+    ],
     "context_section": [{"x": object()}, {"x": "caf\ud800"}, ["x"], {(1, 2): 1}],
 }
 

@@ -44,6 +44,7 @@ from cco_sidecar import (
     Sidecar,
     SidecarInfo,
     Storage,
+    Text,
     Tokens,
     harmless,
     hookimpl,
@@ -98,7 +99,7 @@ class RunRequest(Struct, omit_defaults=True):
     """
 
     issue_id: Identifier
-    task: Annotated[str, Meta(max_length=TASK_LENGTH, pattern=r"^[^\x00]*\Z")] | None = None
+    task: Annotated[Text, Meta(max_length=TASK_LENGTH)] | None = None
     type: Identifier | None = None
     until: Identifier | None = None
     rounds: Annotated[int, Meta(ge=1, le=1000)] | None = None

@@ -162,6 +162,43 @@ def test_an_agent_is_spawned_followed_and_ended(page: Page, issue: str) -> None:
     assert page.service.client().get(f"/api/agents/{spawned['agent_id']}/status").json()["state"] == "killed"
 
 
+LOSING = """crypto.randomUUID = undefined; // as on a page of no secure origin
+    const whole = window.fetch;
+    window.fetch = async (path, how) => {
+        const answer = await whole(path, how);
+        if (how.method !== 'POST') return answer;
+        window.fetch = whole;
+        delete crypto.randomUUID;
+        throw new TypeError('lost');
+    }"""
+AGENT, EVENT = {"agent_type": "python-specialist", "task": "nothing"}, {"event_type": "sent_again", "data": "nothing"}
+
+
+@pytest.mark.parametrize(
+    ("action", "fields", "changed", "number"),
+    [("Spawn", AGENT, {}, 1), ("Publish", EVENT, {}, 1), ("Spawn", AGENT, {"task": "nothing else"}, 2)],
+)
+def test_what_is_sent_again_as_its_answer_was_lost_is_done_once(
+    page: Page, issue: str, action: str, fields: dict[str, str], changed: dict[str, str], number: int
+) -> None:
+    """And what is not the same any more is done, too."""
+    page.go("issues")
+    page.click(action)
+    page.js_true("return document.querySelector('dialog[open]')")
+    page.fill(issue_id=issue, **fields)
+    page.js(LOSING)
+    page.click(action, "dialog")
+    page.see("The service does not answer", "dialog")
+    page.fill(**changed)
+    page.click(action, "dialog")
+    page.js_true("return !document.querySelector('dialog')")
+    client = page.service.client()
+    agents = client.get("/api/agents", issue_id=issue).json()["agents"]
+    events = client.get("/api/events", type="sent_again", limit=1000).json()["events"]
+    done = agents if action == "Spawn" else [event for event in events if event["data"].get("issue_id") == issue]
+    assert len(done) == number
+
+
 def test_a_log_follows_can_be_paused_and_shows_colours_only(page: Page, issue: str, tmp_path: Path) -> None:
     gate, said = (
         tmp_path / "gate",

@@ -52,8 +52,8 @@ export function spawn(issueId = "", agentType = "") {
         value: "normal",
       },
     ],
-    submit: async (values) => {
-      const spawned = await api.post("/api/agents/spawn", values, { "Idempotency-Key": crypto.randomUUID() });
+    submit: async (values, once) => {
+      const spawned = await api.post("/api/agents/spawn", values, once);
       refresh("agents", "issues");
       say(`Spawned ${spawned.agent_id}`);
       location.hash = to("agents", spawned.agent_id);
@@ -100,9 +100,8 @@ const publishFields = (issueId) => [
   { name: "priority", label: "Priority", kind: "select", options: PRIORITIES, value: "normal" },
 ];
 
-async function sendEvent({ event_type, topic, issue_id, data, priority }) {
+async function sendEvent({ event_type, topic, issue_id, data, priority }, once) {
   const body = { publisher: "operator", topic, priority, data: { ...asObject(data), ...(issue_id && { issue_id }) } };
-  const once = { "Idempotency-Key": crypto.randomUUID() };
   const published = await api.post(`/api/events/${api.part(event_type)}`, body, once);
   // Pages like this one wait for every event, which is nothing to tell.
   const woken = published.subscribers_notified.filter((subject) => !subject.startsWith("operator-"));

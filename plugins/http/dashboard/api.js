@@ -150,6 +150,9 @@ export async function askOtherTabs() {
   return token !== null;
 }
 
+/** A key for a request that may come twice. Only pages of a secure origin have `crypto.randomUUID`. */
+export const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
+
 /** A part of a path. */
 export const part = encodeURIComponent;
 

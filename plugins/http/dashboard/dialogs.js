@@ -1,4 +1,5 @@
 /** Dialogs: a question that is asked once, a form, what a key does. Focus goes back to where it was. */
+import { newKey } from "./api.js";
 import { fill, h } from "./dom.js";
 
 /** What has just been done, for eyes and ears. */
@@ -58,17 +59,21 @@ export function confirm({ title, text, action, kind = "danger" }) {
  * @param {Array<{name: string, label: string, kind?: string, value?: string, hint?: string, options?: any[],
  *     required?: boolean, more?: object}>} how.fields
  * @param {string} how.action
- * @param {(values: Object<string, string>) => Promise<void>} how.submit  what it raises is shown
+ * @param {(values: Object<string, string>, headers: object) => Promise<void>} how.submit  what it raises is shown; its
+ *     headers tell the service that the same values come again, as where its answer was lost
  */
 export function form({ title, intro, fields, action, submit }) {
   const failed = h("div", { role: "alert" });
   const send = h("button.button.primary", { type: "submit" }, action);
+  let [sent, key] = ["", ""];
   const onsubmit = async (event) => {
     event.preventDefault();
     const values = Object.fromEntries(new FormData(event.target));
+    const now = JSON.stringify(values);
+    if (now !== sent) [sent, key] = [now, newKey()];
     send.disabled = true;
     try {
-      await submit(values);
+      await submit(values, { "Idempotency-Key": key });
       dialog.close();
     } catch (error) {
       fill(failed, h("p.problem", null, error.message));

@@ -5,6 +5,7 @@ text, and nothing is missed over a stop or a crash of the service.
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -682,6 +683,33 @@ def test_a_lost_service_is_told_and_found_again_without_a_gap(page: Page, how: s
     assert shown == expected[::-1]
     lost = page.browser.console()
     assert lost and [line for line in lost if not any(reason in line for reason in LOST)] == []
+
+
+OVERDUE = """window.held = [];
+    const later = window.setTimeout;
+    window.setTimeout = (call, wait) => (wait === 45000 || wait === 20000 ? window.held.push(call) : later(call, wait));
+    window.restore = () => (window.setTimeout = later)"""
+
+
+def test_a_service_that_hangs_is_told_and_found_again(page: Page) -> None:
+    page.go("health")
+    page.go("events")
+    page.js(OVERDUE)
+    page.service.client().publish("hung")  # after it the page polls anew
+    page.js_true("return window.held.length")
+    assert page.service.process
+    page.service.process.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(3):  # however often it is asked
+            page.js_true("const due = window.held.splice(0); for (const call of due) call(); return due.length")
+            page.see("The service does not answer", ".banner")
+    finally:
+        page.service.process.send_signal(signal.SIGCONT)
+        page.js("window.restore()")
+    page.js_true("return !document.querySelector('.banner') && document.querySelector('.link.live')")
+    page.service.client().publish("found")
+    page.see("found", ".rows")
+    assert "hung" in page.text(".rows")
 
 
 HIDE = """Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});

@@ -99,7 +99,8 @@ async function poll(signal, timeout) {
   };
   signal.addEventListener("abort", end);
   document.addEventListener("visibilitychange", hidden);
-  const overdue = setTimeout(end, timeout + 20_000); // a machine that slept: the connection is gone, and nobody says so
+  // A service that hangs, or a machine that slept: the connection is gone, and nobody says so.
+  const overdue = setTimeout(() => one.abort(new Error("overdue")), timeout + 20_000);
   try {
     return await get("/api/events/wait/*", { since: live.cursor, timeout, limit: 500 }, one.signal);
   } finally {

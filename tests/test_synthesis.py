@@ -149,6 +149,10 @@ def test_what_was_written_after_an_agents_end_is_not_its_own(tmp_path: Path) -> 
     facts = {"lines": [], "folder": str(tmp_path), "root": str(root), "alone": True}
     now = synthesis.agent_result(agent={"ended_at": cco_sidecar.iso()}, **facts)
     assert files_of({"result": now}) == (["new.py"], ["src/main.py"], ["docs/guide.md"]) and not now["warnings"]
+    soon = synthesis.agent_result(agent={"ended_at": cco_sidecar.iso(time.time() - 3)}, **facts)
+    assert files_of({"result": soon}) == files_of({"result": now})
+    counted = "Written in the 15 s after the agent's end, and counted as its own"
+    assert soon["warnings"] == [f"{counted}: docs/guide.md, new.py, src/main.py"]
     later = synthesis.agent_result(agent={"ended_at": cco_sidecar.iso(time.time() - 60)}, **facts)
     assert files_of({"result": later}) == ([], [], [])
     (warning,) = later["warnings"]

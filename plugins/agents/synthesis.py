@@ -3,7 +3,8 @@
 Which files it changed is the difference between the work tree at its start and at its end, as git tells it. That is
 only known where no other agent ran meanwhile. Changes that were not committed at its start count as its own where they
 have changed since, and are named; whoever else edits files while an agent runs is not told from it. What was written
-after its end, while no service ran, is not its own; nor does git look into submodules for uncommitted changes.
+after its end, while no service ran, is not its own; in the first seconds its last processes may have written, and so
+such files are its own, and named. Git does not look into submodules for uncommitted changes.
 """
 
 from __future__ import annotations
@@ -155,9 +156,12 @@ def files_between(root: Path, beginning: Beginning, ended: float) -> tuple[dict[
     for path, known in before.items():
         there = noted(os.path.join(root, path), isinstance(known, str))
         codes[path] = "" if known == there else "D" if there is None else "M" if known else "A"
-    if late := sorted(path for path, code in codes.items() if code and written(root, path) > ended + LATE):
+    moments = {path: written(root, path) for path, code in sorted(codes.items()) if code}
+    if late := [path for path, moment in moments.items() if moment > ended + LATE]:
         codes |= dict.fromkeys(late, "")
         warnings.append(f"Written after the agent's end, by whom is not known: {named(late)}")
+    if soon := [path for path, moment in moments.items() if ended + 1 <= moment <= ended + LATE]:  # whole seconds
+        warnings.append(f"Written in the {LATE:.0f} s after the agent's end, and counted as its own: {named(soon)}")
     if any(line.startswith("160000 ") for line in split_z(ask_git(root, "ls-files", "-s", "-z", "--", "."))):
         warnings.append("Whether it changed files in the submodules without a commit is not known")
     kinds = {"files_created": "A", "files_modified": "MTU", "files_deleted": "D"}

@@ -651,6 +651,29 @@ def test_lines_that_git_cannot_count_are_asked_for_once(repository: Path, monkey
     assert git_facts.line_counts(repository, codes) == {} and asked == ["status", "diff"]
 
 
+@pytest.mark.parametrize(("late", "asked_in_all"), [(False, 2), (True, 1)])
+def test_lines_that_git_took_too_long_to_count_are_not_asked_for_without_what_cannot_be_read(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, late: bool, asked_in_all: int
+) -> None:
+    """Git's own time is made to be over at once; that a file cannot be read is made up, too."""
+    write(repository / "src/main.py", "changed = 1\n")
+    asked, communicate = [], cco_sidecar.Git.communicate
+
+    def wait(child: cco_sidecar.Git, **how: Any) -> Any:
+        if "diff" not in child.args:
+            return communicate(child, **how)
+        asked.append(child.args)
+        if late:
+            raise subprocess.TimeoutExpired(child.args, 30)
+        output, errors = communicate(child, **how)
+        child.returncode = child.returncode or 128
+        return output, errors
+
+    monkeypatch.setattr(git_facts, "is_closed", lambda path: True)
+    monkeypatch.setattr(cco_sidecar.Git, "communicate", wait)
+    assert git_facts.line_counts(repository, [(" M", "src/main.py")]) == {} and len(asked) == asked_in_all
+
+
 @pytest.mark.usefixtures("without_rights")
 @pytest.mark.parametrize("when", ["from the start", "later"])
 def test_a_git_folder_that_cannot_be_read_is_named(

@@ -14,7 +14,7 @@ from cco_sidecar import MB, Pool, Records, clean_text, harmless, redact, redacti
 from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.agents._story_timeline import Timeline
-from cco_sidecar_plugins.commands._pipeline_plan import PART
+from cco_sidecar_plugins.commands._pipeline_plan import whole_task
 from cco_sidecar_plugins.results.result_list import ResultQuery
 from cco_sidecar_plugins.storage._pages import page
 
@@ -174,7 +174,7 @@ def cell(text: Any) -> str:
 
 def other_task(agent: dict[str, Any], story: dict[str, Any]) -> str:
     """What an agent was to do; "" where that is the issue's task, whole or with more beside it."""
-    task, body = (str(text or "").partition(PART)[0].strip() for text in (agent["task"], story["body"]))
+    task, body = (whole_task(str(text or "")).strip() for text in (agent["task"], story["body"]))
     return "" if f"\n{task}\n" in f"\n{body}\n" or (body and body in task) else task
 
 

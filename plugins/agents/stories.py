@@ -50,7 +50,7 @@ from cco_sidecar_plugins.agents.approvals import Approval, ApprovalListQuery, ap
 from cco_sidecar_plugins.agents.details import DetailedAgents
 from cco_sidecar_plugins.agents.meter import SpendMeter, meter_of
 from cco_sidecar_plugins.agents.runs import RunState, runs_of
-from cco_sidecar_plugins.commands._pipeline_plan import PART
+from cco_sidecar_plugins.commands._pipeline_plan import whole_task
 from cco_sidecar_plugins.context.brief import prefers_markdown
 from cco_sidecar_plugins.context.issue_files import Written, written_issues
 from cco_sidecar_plugins.http._answers import AgentStatus, StoredResult
@@ -400,7 +400,7 @@ def shown(
 
 def finished(item: dict[str, Any], written: Written | None, spent: dict[str, Any]) -> dict[str, Any]:
     """An item as readers get it, with its cursor and task beside it."""
-    result, task = item.pop("result"), redact(item.pop("task").partition(PART)[0])[0]
+    result, task = item.pop("result"), redact(whole_task(item.pop("task")))[0]
     usd, tokens = spent.get(item["issue_id"], (None, None))
     latest = result and {name: result[name] for name in ("agent_type", "status")} | {"stored_at": iso(result["stored"])}
     first_line = HEADING.sub("", next((line.strip() for line in task.splitlines() if line.strip()), ""))

@@ -40,6 +40,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import NO_JSON, content_of
 from cco_sidecar_plugins._terminal import last_shown
+from cco_sidecar_plugins.commands._pipeline_plan import FILES_UNKNOWN, SUBMODULES_UNKNOWN, WRITTEN_LATER
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint
 from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix, read_status
 
@@ -105,7 +106,7 @@ def agent_result(agent: dict[str, Any], lines: list[str], folder: str, root: str
         ended = datetime.fromisoformat(agent["ended_at"]).timestamp()
         files, warnings = files_between(Path(root), read_beginning(Path(folder)), ended)
     except (GitError, *NO_JSON) as error:
-        files, warnings = {}, [f"Which files it changed is not known: {one_line(error)}"]
+        files, warnings = {}, [f"{FILES_UNKNOWN}: {one_line(error)}"]
     said = {"status": "partial", "decisions": said_last(lines, told(Path(folder))), "rationale": WHY}
     return said | files | {"warnings": warnings}
 
@@ -159,11 +160,11 @@ def files_between(root: Path, beginning: Beginning, ended: float) -> tuple[dict[
     moments = {path: written(root, path) for path, code in sorted(codes.items()) if code}
     if late := [path for path, moment in moments.items() if moment > ended + LATE]:
         codes |= dict.fromkeys(late, "")
-        warnings.append(f"Written after the agent's end, by whom is not known: {named(late)}")
+        warnings.append(f"{WRITTEN_LATER}, by whom is not known: {named(late)}")
     if soon := [path for path, moment in moments.items() if ended + 1 <= moment <= ended + LATE]:  # whole seconds
         warnings.append(f"Written in the {LATE:.0f} s after the agent's end, and counted as its own: {named(soon)}")
     if any(line.startswith("160000 ") for line in split_z(ask_git(root, "ls-files", "-s", "-z", "--", "."))):
-        warnings.append("Whether it changed files in the submodules without a commit is not known")
+        warnings.append(SUBMODULES_UNKNOWN)
     kinds = {"files_created": "A", "files_modified": "MTU", "files_deleted": "D"}
     found = {kind: sorted(path for path, code in codes.items() if code and code in its) for kind, its in kinds.items()}
     warnings += [f"{kind}: {len(names) - FILES} more" for kind, names in found.items() if len(names) > FILES]

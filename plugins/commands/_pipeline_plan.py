@@ -15,7 +15,10 @@ from cco_sidecar_plugins._terminal import last_shown
 PART = "\n\nYour part: "  # between the task and why it is an agent's turn
 PRIORITIES = ("high", "medium", "low")
 FILE_LISTS = ("files_created", "files_modified", "files_deleted")
-UNKNOWN = ("Which files it changed is", "Written after the agent's end", "Whether it changed files")  # by synthesis
+# How warnings begin that the service puts into a result which it makes, and that say that not all files are known.
+FILES_UNKNOWN, WRITTEN_LATER = "Which files it changed is not known", "Written after the agent's end"
+SUBMODULES_UNKNOWN = "Whether it changed files in the submodules without a commit is not known"
+UNKNOWN = (FILES_UNKNOWN, WRITTEN_LATER, SUBMODULES_UNKNOWN)
 
 SILENT_ENDS = {  # state: what happened to an agent that stored no result
     "completed": "ended without storing a result",
@@ -91,6 +94,11 @@ class Plan:
 
 def rank(proposal: NextAgent) -> int:
     return PRIORITIES.index(proposal.priority)
+
+
+def whole_task(task: str) -> str:
+    """The issue's task in that of an agent, without the part that is for it alone."""
+    return task.partition(PART)[0]
 
 
 def never_started(agent: dict[str, Any]) -> bool:

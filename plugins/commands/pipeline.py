@@ -59,6 +59,7 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
     is_done,
     is_idle,
     silent_result,
+    whole_task,
 )
 from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_service
 from cco_sidecar_plugins.commands._pipeline_view import NotWritten, View, view_of
@@ -522,5 +523,5 @@ def task_elsewhere(options: argparse.Namespace, hooks: Hooks, agents: dict[str, 
     except IssueNotFound:
         raise StartError(f"there is no issue {options.issue}, says a plugin that knows", REFUSED) from None
     text = "\n\n".join(str(part) for part in (issue.get("title"), issue.get("body")) if part)[:TASK_LENGTH]
-    spawned = [agent["task"].partition(PART)[0] for agent in reversed(agents.values())]
+    spawned = [whole_task(agent["task"]) for agent in reversed(agents.values())]
     return next((task for task in [text, *spawned] if task.strip()), "")

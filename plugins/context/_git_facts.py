@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
 import typing
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
@@ -300,7 +301,8 @@ def line_counts(root: Path, codes: Codes, names: Sequence[str] = (".",)) -> dict
             return ask_git(root, "diff", *LINES, *than, "--", *literal)
         except GitError as error:
             log.debug("lines are not counted: %s", error)
-            return None
+            late = isinstance(error.__context__, subprocess.TimeoutExpired)
+            return b"" if late else None  # asked again it would take as long
 
     # where nothing is staged, git's index tells as much, and much faster
     than = ["HEAD"] if any(code[0] not in " ?" for code, _ in codes) else []

@@ -37,7 +37,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._files import NO_JSON
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.agents._front_matter import read_front_matter
-from cco_sidecar_plugins.commands._pipeline_plan import PART
+from cco_sidecar_plugins.commands._pipeline_plan import whole_task
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint, is_young
 from cco_sidecar_plugins.context._turn import Turn, current
 from cco_sidecar_plugins.context._withheld import is_secret
@@ -82,8 +82,9 @@ class AskingContexts(Contexts):
         part is for the agent alone that it was written for. Raises REQ_002 (404).
         """
         spawned, asking = await super().task(issue_id, sub), self._asking(issue_id)
-        if PART in spawned and spawned != self._storage.read.task_of(sub, issue_id, self._settings.project, ""):
-            spawned = spawned.partition(PART)[0]
+        if (whole := whole_task(spawned)) != spawned:
+            own = self._storage.read.task_of(sub, issue_id, self._settings.project, "")
+            spawned = spawned if spawned == own else whole
         if asking is None:
             return spawned
         try:

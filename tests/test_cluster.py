@@ -333,6 +333,25 @@ def test_results_at_once_on_different_machines_route_as_if_one_came_after_the_ot
     assert [proposed[result_id] for result_id in order] == [again, again, escalated, again, again, escalated]
 
 
+def test_a_result_whose_file_cannot_be_written_is_refused_alone(team: Team, issue: str) -> None:
+    sidecar = team.sidecars[1]
+    place = sidecar.storage / "results" / PROJECT / issue / "python-specialist.json"
+    place.mkdir(parents=True)
+    client = sidecar.client()
+    event = {"publisher": "tester", "topic": "test", "data": {"issue_id": issue}}
+    good = [("/api/results", body_of(f"{issue}-{number}")) for number in range(4)]
+    good += [("/api/events/beside", event)] * 8
+    for _ in range(5):
+        bad, *others = at_once(lambda asked: client.post(*asked), [("/api/results", body_of(issue)), *good])
+        assert bad.status_code == 500 and "python-specialist.json" in bad.text, bad.text
+        assert [answer.status_code for answer in others] == [201] * 4 + [202] * 8, [answer.text for answer in others]
+    assert listed(sidecar, issue) == [], "nothing of it is stored"
+    place.rmdir()
+    stored = client.store(issue=issue)["id"]
+    for other in team.sidecars:
+        until(lambda other=other: listed(other, issue) == [stored])
+
+
 def test_what_is_larger_than_a_message_of_the_server_is_kept_whole(team: Team, issue: str) -> None:
     a, b, c = team.sidecars
     text = "".join(str(uuid.uuid4()) for _ in range(100_000))  # 3.6 MB that compress badly

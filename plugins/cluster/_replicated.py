@@ -250,7 +250,9 @@ class ReplicatedStorage(GuardedStorage):
                 file.forget_size()
 
     def _transaction(self, jobs: list[Job]) -> list[Any]:
-        """Do the first of ``jobs``, as many as belong into one entry. Raises StorageError, and nothing is done."""
+        """Do the first of ``jobs``, as many as belong into one entry; where a result's file cannot be written the first
+        one alone. Raises StorageError, and nothing is done.
+        """
         replica, turns = self.follower.replica, 0
         while True:
             replica.begin(time.time())
@@ -259,8 +261,14 @@ class ReplicatedStorage(GuardedStorage):
                 if not replica.calls:
                     replica.commit()
                     return outcomes
-                if replica.results:
-                    self.files.write(replica.results)
+                try:
+                    if replica.results:
+                        self.files.write(replica.results)
+                except StorageError as error:
+                    replica.rollback()
+                    replica.inserted.clear()
+                    self.files.drop()
+                    return self._transaction(jobs[:1]) if jobs[1:] else [error]
                 seq = self._places.find(replica.entry())
                 if seq is not None:
                     self.follower.note(seq)

@@ -259,6 +259,9 @@ def test_a_misspelt_option_is_told_the_right_one(name: str, cco: Cco) -> None:
         ("context refresh --type x", ", did you mean --agent-type?"),
         ("agent list --agent-type x", ", did you mean --type?"),
         ("token --agent-type x", ", did you mean --type?"),
+        ("events list --agent-type x", ", did you mean --filter agent_type:TYPE?"),
+        ("events subscribe --agent x", ", did you mean --filter agent_id:ID?"),
+        ("events list --status x", ", did you mean --filter status:STATUS?"),
         ("status -f json", ", did you mean --format?"),
     ],
 )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import (
     MODULE,
@@ -968,7 +969,12 @@ def test_a_port_is_bad_where_a_start_on_it_fails(
         assert (code, start.returncode, found["port"]["verdict"]) == (1, 1, "bad")
         assert start.stderr.strip().removeprefix("cco: ") in found["port"]["finding"]
         assert (f"by the sidecar of project {PROJECT}" in start.stderr) is (holder == "a sidecar")
-        assert found["port"]["finding"].endswith("`cco run` without --port takes a free one by itself")
+        free = "`cco run` without --port takes a free one by itself"
+        assert found["port"]["finding"].endswith(free)
+        flags = {"root": str(root), "storage": str(tmp_path / "another")}
+        settings = msgspec.structs.replace(doctor.cco_sidecar.load_settings(flags, {}), port=int(port))
+        verdict, text = doctor.examine(lambda: doctor.check_port(settings))  # the default one, which nobody chose
+        assert verdict == "note" and "is already taken" in text and text.endswith(free)
 
 
 @pytest.mark.parametrize("name", ["日本語", "проект", "---"])

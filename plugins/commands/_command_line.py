@@ -326,8 +326,8 @@ class CommandParser(cco_sidecar.CommandParser):
                 names = {name for each in refused for name in each.option_strings}
                 farther = {name for name in names if abs(len(name) - len(flag)) > 1}
                 known = self._option_string_actions.keys() - farther
-                other = OTHER_FLAGS.get(flag, "")
-                hint = f", did you mean {other}?" if other.partition(" ")[0] in known else meant(flag, known)
+                others = [other for other in OTHER_FLAGS.get(flag, ()) if other.partition(" ")[0] in known]
+                hint = f", did you mean {others[0]}?" if others else meant(flag, known)
                 self.error(f"{flag}: unknown option{hint}")
 
     def take_shared_options(self) -> None:
@@ -434,17 +434,20 @@ SAME_WORDS = {  # the same in a group
     "subscribe": ("wait", "tail", "watch", "follow"),
     "publish": ("send", "emit"),
 }
-OTHER_FLAGS = {
-    "--json": "--format json",
-    "--csv": "--format csv",
-    "--yaml": "--format yaml",
-    "-n": "--limit",
-    "-p": "--port",
-    "-v": "--log-level debug",
-    "--verbose": "--log-level debug",
-    "--debug": "--log-level debug",
-    "--type": "--agent-type",
-    "--agent-type": "--type",
+OTHER_FLAGS = {  # what is meant, the first of these that the command takes
+    "--json": ("--format json",),
+    "--csv": ("--format csv",),
+    "--yaml": ("--format yaml",),
+    "-n": ("--limit",),
+    "-p": ("--port",),
+    "-v": ("--log-level debug",),
+    "--verbose": ("--log-level debug",),
+    "--debug": ("--log-level debug",),
+    "--type": ("--agent-type",),
+    "--agent-type": ("--filter agent_type:TYPE", "--type"),  # of events --type is another one
+    "--agent": ("--filter agent_id:ID",),
+    "--agent-id": ("--filter agent_id:ID",),
+    "--status": ("--filter status:STATUS",),
 }
 
 

@@ -312,8 +312,12 @@ def check_port(settings: Settings) -> str:
             listener.close()
     except OSError as error:
         problem = explain_bind_error(settings, error)
-        also = "; `cco run` without --port takes a free one by itself" if error.errno == errno.EADDRINUSE else ""
-        raise StartError(problem + also) from None
+        if error.errno != errno.EADDRINUSE:
+            raise StartError(problem) from None
+        problem += "; `cco run` without --port takes a free one by itself"
+        if "port" in settings.places:
+            raise StartError(problem) from None
+        return f"note: {problem}"  # the default one is another repository's, as it may be
     return f"{settings.host} port {settings.port} is free" if settings.port else "0, so a start takes a free one"
 
 

@@ -3918,7 +3918,7 @@ def choose_files(request: ContextRequest) -> list[dict[str, Any]]:
             break
         if (file := request.project.describe(item.path)) is None:
             continue
-        left -= min(len(file["content"]), request.max_bytes / 4)
+        left -= min(len(file["content"]), request.max_bytes / 8)
         chosen.append(file | {"score": round(item.score, 4), "reasons": list(map(clean_text, item.reasons))})
     return chosen
 

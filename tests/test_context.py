@@ -1036,6 +1036,22 @@ def shown(file: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.needs_plugin("context/budget gives the best parts of a file")
+@pytest.mark.parametrize("agent_type", ["documentation-expert", "python-specialist", "test-engineer"])
+def test_a_few_large_files_do_not_displace_all_others(
+    make_service: MakeService, repository: Path, agent_type: str
+) -> None:
+    folder, end = {"d": ("docs", ".md"), "p": ("src", ".py"), "t": ("tests", "_test.py")}[agent_type[0]]
+    for number in range(6):
+        write(repository / f"{folder}/large{number}{end}", "# rotate the cookie of a session\n" * 1_500)
+    write(repository / f"{folder}/small{end}", "# rotate nothing\n")
+    given = answer_of(
+        make_service().client(), agent_type=agent_type, task="rotate the cookie of a session", max_bytes=40_000
+    )
+    paths = {file["path"] for file in given["context"]["relevant_files"]}
+    assert paths >= {f"{folder}/small{end}", *(f"{folder}/large{number}{end}" for number in range(6))}, paths
+
+
+@pytest.mark.needs_plugin("context/budget gives the best parts of a file")
 def test_of_a_large_file_the_parts_that_the_task_is_about_are_given(
     make_service: MakeService, repository: Path
 ) -> None:

@@ -100,8 +100,7 @@ class BoundedContexts(Contexts):
         left = max_bytes - json_size(sections)
         if left < 0:
             raise ApiError("CTX_002", f"The context cannot be cut below {max_bytes} bytes: ask for more")
-        cap = max(LEAST, request.max_bytes // 4)
-        chosen = sections["relevant_files"] = choose_files(files, sizes, chunks, left, cap)
+        chosen = sections["relevant_files"] = choose_files(files, sizes, chunks, left)
         return cut or len(chosen) < len(files)
 
 
@@ -216,19 +215,19 @@ Chunks = list[tuple[int, float]]  # of a file: first line and score
 
 
 def choose_files(
-    files: list[dict[str, Any]], sizes: dict[int, int], chunks: dict[str, Chunks], room: int, cap: int
+    files: list[dict[str, Any]], sizes: dict[int, int], chunks: dict[str, Chunks], room: int
 ) -> list[dict[str, Any]]:
     """What fits into ``room`` bytes of JSON, most relevant first; ``sizes`` by ``id`` and with a comma, ``chunks`` by
     path.
 
-    All of them whole where there is room; else each up to ``cap`` bytes, and what then remains goes to those that
-    were given in part.
+    All of them whole where there is room; else each up to a quarter of the room that those before it have left, so that
+    no few of them take it all, and what then remains goes to those that were given in part.
     """
     if sum(sizes.values()) <= room:
         return files
     chosen: list[tuple[dict[str, Any], dict[str, Any], int]] = []  # (whole, as given, its size)
     for file in files:
-        limit, given, size = min(room, cap), file, sizes[id(file)]
+        limit, given, size = min(room, max(LEAST, room // 4)), file, sizes[id(file)]
         if size > limit:
             shorter = cut_file(file, limit - 1, chunks.get(file["path"], [])) if limit >= LEAST else None
             if shorter is None:

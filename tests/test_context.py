@@ -1448,6 +1448,8 @@ def test_redactions_are_said_and_counted(make_service: MakeService, repository: 
         ("app/views/show.html.erb", "source"), ("lib/web/show.html.heex", "source"), ("config/database.yml.erb", "config"), ("guide.adoc", "docs"),
         ("src/payroll.cob", "source"), ("test/test_solver.f90", "test"), ("contracts/token/Token.sol", "source"), ("MODULE.bazel", "config"),
         ("dune-project", "config"), ("chart/templates/_helpers.tpl", "source"), ("src/main/java/acme/test/Probe.java", "source"),
+        ("tests/Baselines/junit.approved.txt", "other"), ("src/report.golden.md", "other"), ("tests/README.md", "docs"), ("spec/protocol.txt", "docs"),
+        ("pkg/testdata/input.md", "other"), ("tests/words.txt", "other"), ("docs/fixtures/guide.md", "docs"), ("src/snapshots/plan.md", "docs"),
     ],
 )  # fmt: skip
 def test_the_kind_of_a_file(path: str, kind: str) -> None:
@@ -1459,7 +1461,8 @@ ALONE_KINDS = {  # where the module's own rules are too plain
     "README": "other", "LICENSE": "other", "requirements.txt": "docs", "requirements-dev.txt": "docs",
     "src/UserTest.java": "source", "go.mod": "other", "CMakeLists.txt": "docs", "x.gemspec": "other", "Dockerfile.dev": "other",
     "MODULE.bazel": "other", "dune-project": "other", "chart/templates/_helpers.tpl": "other",
-    "src/main/java/acme/test/Probe.java": "test",
+    "src/main/java/acme/test/Probe.java": "test", "tests/Baselines/junit.approved.txt": "docs", "src/report.golden.md": "docs",
+    "pkg/testdata/input.md": "docs", "tests/words.txt": "docs",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ tables.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -227,6 +228,8 @@ def test_stems_are_those_of_the_index() -> None:
         ("chart/templates/_helpers.tpl", "source", True), ("Directory.Packages.props", "config", True), ("dune", "config", True),
         ("app/src/main/java/com/example/demo/Cart.java", "source", True), ("x/src/commonMain/kotlin/org/samples/App.kt", "source", True),
         ("test/src/main/scala/acme/test/Probe.scala", "test", True), ("examples/a/src/main/java/acme/A.java", "aux", True),
+        ("tests/SelfTest/Baselines/junit.sw.approved.txt", "other", True), ("tests/requirements.txt", "config", True), ("tests/README.md", "docs", True),
+        ("e2e/__snapshots__/page.md", "other", True), ("tests/expected/page.rst", "other", True), ("docs/expected/page.rst", "docs", True),
     ],
 )  # fmt: skip
 def test_a_path_says_what_a_file_is(path: str, kind: str, indexed: bool) -> None:
@@ -512,6 +515,21 @@ def test_uncommitted_changes_and_earlier_agents_files_are_lifted(shop: Repositor
     }
     first = shop.rank("anything", outputs=[output])[0]
     assert (first.path, first.reasons[0]) == ("shop/money.py", "changed by an earlier agent")
+
+
+@pytest.mark.parametrize("agent", ["documentation-expert", "python-specialist", "test-engineer"])
+def test_what_earlier_agents_changed_comes_before_all_that_only_matches(empty: Repository, agent: str) -> None:
+    empty.write(**{f"{folder}/cookie{n}{end}": "cookie of the session\n" * 9
+                   for n in range(8) for folder, end in (("docs", ".md"), ("shop", ".py"), ("tests", "_test.py"))})  # fmt: skip
+    work = ["docs/new.md", "shop/new.py", "tests/new_test.py"]
+    empty.write(**dict.fromkeys([*work, "tests/approved/new.txt"], "other = 1\n"))
+    output = {"agent": "a", "agent_type": agent, "decision": "", "files_affected": [*work, "tests/approved/new.txt"]}
+    for rank in (empty.rank, functools.partial(keywords_of, empty)):
+        paths = [
+            item.path
+            for item in rank("The cookie of the session, as in shop/cookie3.py", agent=agent, outputs=[output])
+        ]
+        assert paths[0] == "shop/cookie3.py" and set(paths[1:4]) == set(work), paths
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ MAX_CHUNKS = 4096  # row number of a chunk = file number * MAX_CHUNKS + chunk nu
 MAX_COMMITS = 12_000
 MAX_TOUCHED = 60  # files in a commit that still says something about each of them
 
-SCHEMA_VERSION = 8  # to be raised with every change of the schema, of kinds, words, definitions or imports
+SCHEMA_VERSION = 9  # to be raised with every change of the schema, of kinds, words, definitions or imports
 APPLICATION_ID = 0x63636F72
 SCHEMA = """
 create table meta (key text primary key, value) without rowid;

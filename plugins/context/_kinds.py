@@ -26,7 +26,7 @@ def kind_of(path: str) -> str:
     if language == "unknown":
         return "docs" if name in ("readme", "license", "changelog", "authors") else "other"
     if language in PROSE and not fnmatch.fnmatch(name, "requirements*.txt"):
-        return "docs"
+        return "other" if is_test_data(folders, name) else "docs"
     if language in DATA:
         return "config"
     camel = re.search(r"[a-z0-9]Tests?\.\w+$", path)  # UserTest.java, and not latest.py
@@ -60,6 +60,26 @@ def is_build_file(name: str) -> bool:
     """Whether a base name is that of a BUILD_NAME, and not of code: makefile.py is a module."""
     own = language_of(name) in ("unknown", "text", "dockerfile", "makefile", "kotlin")
     return own and bool(BUILD_NAME.search(name))
+
+
+def is_test_data(folders: list[str], name: str) -> bool:
+    """Whether a text is what tests read or compare with, such as samples and expected output, and no document."""
+    if DATA_STEM.search(name) or ("docs" not in folders and not DATA_FOLDERS.isdisjoint(folders)):
+        return True
+    tests = TEST_FOLDERS.intersection(folders)
+    plain = name.endswith(".txt") and tests - {"spec", "specs"}  # in these it may well be a specification
+    return bool(plain or (tests and not EXPECTED_FOLDERS.isdisjoint(folders)))
+
+
+DATA_STEM = late_pattern(
+    r"\.(approved|received|verified|golden|snap|snapshot|expected|baseline)\.[a-z]+$", re.IGNORECASE
+)
+DATA_FOLDERS = frozenset(
+    "fixture fixtures __fixtures__ testdata test-data test_data golden goldens __snapshots__".split()
+)
+EXPECTED_FOLDERS = frozenset(
+    "approved baseline baselines cassettes expected expectations snapshots".split()
+)  # in tests
 
 
 SPOKEN_KIND = 0.7  # the least weight of a kind that the task speaks of

@@ -6,7 +6,7 @@ import re
 
 from cco_sidecar import DATA, PROSE, language_of
 from cco_sidecar_plugins._patterns import late_pattern
-from cco_sidecar_plugins.context._kinds import is_build_file, telling_folders
+from cco_sidecar_plugins.context._kinds import is_build_file, is_test_data, telling_folders
 from cco_sidecar_plugins.context._withheld import is_secret
 
 MARKUP = frozenset("html css sql protobuf graphql terraform shell powershell".split())
@@ -55,7 +55,9 @@ def classify(path: str) -> tuple[str, bool]:
     if is_build_file(name):
         return ("other" if TEST_FOLDERS & places else "config"), True
     if language in PROSE or (language == "unknown" and name.lower() in PLAIN_NAMES):
-        return ("config" if name.startswith("requirements") else "docs"), True
+        if name.startswith("requirements"):
+            return "config", True
+        return ("other" if is_test_data(folders, name) else "docs"), True
     if language in DATA:
         return ("other" if TEST_FOLDERS & places else "config"), True
     if language == "unknown" and not name.endswith(OWN_LANGUAGE):

@@ -66,10 +66,11 @@ OWN_KIND = 0.2  # from this factor on a kind is the agent's own; other files com
 OTHER_LANGUAGE = 0.5  # factor for code in a language that is not the specialist's
 
 BOOSTS = {  # added after all factors: a best file scores some 5 to 10
-    "named in the task": 12.0,
-    "changed by an earlier agent": 3.0,
+    "named in the task": 24.0,
+    "changed by an earlier agent": 10.0,  # of the same issue
     "uncommitted change": 2.0,
 }
+MADE_ALONG = 0.3  # of a boost for what is neither code nor a document, as expected output that was written anew
 
 EXPLAINED = 50  # of them with words from the index
 MAX_CHUNKED = 120  # of them with their best chunks
@@ -351,8 +352,10 @@ class Ranking:
             ("changed by an earlier agent", affected), ("uncommitted change", self.request.changed),
         ):  # fmt: skip
             ids = {self.facts.ids[path] for path in paths if path in self.facts.ids}
+            along = {id for id in ids if self.facts.files[id].kind == "other" and reason != "named in the task"}
+            boost = BOOSTS[reason] * min(1.0, math.sqrt(20 / max(1, len(ids - along))))
             for id in ids:
-                boosts[id].append((BOOSTS[reason] * min(1.0, math.sqrt(20 / len(ids))), reason))
+                boosts[id].append((boost * MADE_ALONG if id in along else boost, reason))
         return boosts
 
     def _take_chunks(self, best: list[int]) -> None:

@@ -50,14 +50,16 @@ def rank_files(request: RankRequest) -> list[RankedFile]:
     named = named_files(order, request.task)
     matched = shares.keys() | named
     touched = {path for output in request.outputs for path in output.get("files_affected", [])}
+    scores = {path: weights[kind_of(path)] * sum(share for share, _ in found) for path, found in shares.items()}
     for bonus, paths, reason in (
         (3.0, named, "named in the task"),
         (0.6, set(request.changed), "uncommitted change"),
-        (0.6, touched, "changed by an earlier agent"),
+        (1.2, touched, "changed by an earlier agent"),
     ):
         for path in order.keys() & paths:
+            weight = weights["other"] if kind_of(path) == "other" else 1.0
+            scores[path] = scores.get(path, 0.0) + weight * bonus * best
             shares[path].append((bonus * best, reason))
-    scores = {path: weights[kind_of(path)] * sum(share for share, _ in found) for path, found in shares.items()}
     least = min(scores.values()) if matched else 1.0  # files without a score stay below it
     first = set() if matched else {path for path in order if path.lower() in FIRST_FILES}
     own = {path for path in order if is_own(path, request, weights)}

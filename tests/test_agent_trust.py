@@ -222,6 +222,31 @@ def test_processes_that_let_nobody_look_into_them_are_found_and_ended(owner: str
     subprocess.run([sys.executable, "-c", HARDENED, *words], check=True, timeout=60)
 
 
+OTHER = "setpriv --reuid 65534 --clear-groups /bin/sleep $NAP"
+
+
+@pytest.mark.parametrize("line", [f"exec {OTHER}", f"{OTHER} & wait", f"setsid -f {OTHER}; sleep $NAP"])
+@pytest.mark.skipif(not shutil.which("setpriv") or os.geteuid() != 0, reason="only root becomes another user")
+def test_what_an_agent_of_roots_service_runs_as_another_user_is_found_and_ended(
+    make_service: Callable[..., Service], line: str
+) -> None:
+    service = make_service("--agent-command", json.dumps(["/bin/sh", "-c", line]), env={"NAP": NAP})
+    agent_id = spawn(service.client())["agent_id"]
+    until(lambda: 65534 in users_of_naps())
+    assert service.client().delete(f"/api/agents/{agent_id}").json()["ending"] is True
+    assert state(service.client(), agent_id)["state"] == "killed"
+    assert users_of_naps() == []
+
+
+def users_of_naps() -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline() == ["/bin/sleep", NAP]:
+                found.append(process.uids().real)
+    return found
+
+
 @pytest.mark.parametrize("number", [2, 20, 119])
 def test_all_who_ask_for_a_census_meanwhile_share_the_next_one(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     began, go_on = list[float](), threading.Event()

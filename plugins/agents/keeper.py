@@ -729,7 +729,7 @@ class Snapshot:
 
 
 class Census:
-    """This user's processes at one moment, without the service and its keeper."""
+    """This user's processes at one moment, for root all, without the service and its keeper."""
 
     def __init__(self, keeper: Keeper, pool: Pool) -> None:
         self._keeper, self._pool, self._turn = keeper, pool, asyncio.Lock()
@@ -757,14 +757,12 @@ class Census:
 
 
 def look_at(pids: set[int] | None) -> dict[int, Seen]:
-    """This user's processes by pid; only ``pids`` where given. Blocks."""
+    """This user's processes by pid, for root all; only ``pids`` where given. Blocks."""
     return look_at_linux(pids) if sys.platform == "linux" else look_at_others(pids)
 
 
 def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
     """Straight from /proc, some 20 us a process. Blocks."""
-    import resource
-
     boot, tick, page, now, user = (
         Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         os.sysconf("SC_CLK_TCK"),
@@ -775,32 +773,35 @@ def look_at_linux(pids: set[int] | None) -> dict[int, Seen]:
     found = {}
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if pids is None else pids:
         try:
-            if os.stat(f"/proc/{pid}").st_uid != user:  # the files in it may be root's: see ``environment_of``
+            if user and os.stat(f"/proc/{pid}").st_uid != user:
                 continue
             fields = read_of(pid, "stat").rpartition(b") ")[2].split()
             if fields[0] in (b"Z", b"X"):
                 continue
-            limit = resource.prlimit(pid, KeeperProgram.RLIMIT_LOCKS)[0]
-            mark = limit if limit > 0 else 0
-            marker = None if mark else re.search(rb"\0CCO_TOKEN_FILE=([^\0]*)", b"\0" + environment_of(pid))
-        except OSError:  # ended while we looked, or not to be looked at
+            mark, marker = proofs_of(pid)
+        except OSError:  # ended while we looked
             continue
         began = int(fields[19]) / tick
         found[pid] = Seen(
-            pid, f"{boot}/{fields[19].decode()}", began, int(fields[1]), int(fields[3]), mark,
-            os.fsdecode(marker[1]) if marker else "",
+            pid, f"{boot}/{fields[19].decode()}", began, int(fields[1]), int(fields[3]), mark, marker,
             sum(map(int, fields[11:15])) / tick, int(fields[21]) * page, max(0.0, now - began),
         )  # fmt: skip
     return found
 
 
-def environment_of(pid: int) -> bytes:
-    """Empty of a process that lets nobody look into it: PR_SET_DUMPABLE of prctl(2), as ssh-agent sets it, and older
-    versions of Codex do. Raises OSError.
+def proofs_of(pid: int) -> tuple[int, str]:
+    """The mark and the marker of a process, as far as it lets us look into it: another user's does not, nor what sets
+    PR_SET_DUMPABLE of prctl(2), as ssh-agent and earlier versions of Codex do. Raises OSError.
     """
+    import resource
+
+    mark, environment = 0, b""
     with contextlib.suppress(PermissionError):
-        return read_of(pid, "environ")
-    return b""
+        mark = max(0, resource.prlimit(pid, KeeperProgram.RLIMIT_LOCKS)[0])
+    with contextlib.suppress(PermissionError):
+        environment = b"" if mark else b"\0" + read_of(pid, "environ")
+    marker = re.search(rb"\0CCO_TOKEN_FILE=([^\0]*)", environment)
+    return mark, os.fsdecode(marker[1]) if marker else ""
 
 
 def read_of(pid: int, name: str) -> bytes:
@@ -819,9 +820,8 @@ def look_at_others(pids: set[int] | None) -> dict[int, Seen]:
     found = {}
     for process in psutil.process_iter() if pids is None else map(psutil.Process, pids):
         with contextlib.suppress(psutil.Error, OSError), process.oneshot():
-            if (
-                hasattr(os, "geteuid") and process.uids().effective != os.geteuid()
-            ) or process.status() == psutil.STATUS_ZOMBIE:
+            user = os.geteuid() if hasattr(os, "geteuid") else 0
+            if (user and process.uids().effective != user) or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             began, times = process.create_time(), process.cpu_times()
             session = os.getsid(process.pid) if hasattr(os, "getsid") else 0

@@ -437,6 +437,11 @@ def test_agents_of_all_machines_are_seen_everywhere_and_ended_through_the_one_th
         for agent in agents:
             until(lambda sidecar=sidecar, agent=agent: state(sidecar, agent) == "killed")
         until(lambda sidecar=sidecar: len(exited(sidecar, issue)) == 3)
+    for asked, owner, agent in ((b, a, agents[0]), (c, b, agents[1]), (a, c, agents[2])):
+        for what in ("logs", "brief"):
+            answer = asked.client().get(f"/api/agents/{agent}/{what}")
+            assert answer.status_code == 404 and owner.url in answer.json()["message"], answer.text
+            assert owner.client().get(f"/api/agents/{agent}/{what}").status_code == 200
     until(lambda: on_b.get("/status").status_code == 401)
     answer = a.client().delete("/api/agents/agent-unknown")
     assert answer.status_code == 404

@@ -191,7 +191,7 @@ def agent_lines(agent: dict[str, Any], task: str, brief: str | None) -> Iterator
         yield from ("", "Why it could not work:", "", *block(agent["reason"]))
     if agent["output_tail"]:
         yield from ("", "Last lines:", "", *block("\n".join(agent["output_tail"])))
-    yield from ("", "Brief:", "", *block(redact(brief)[0])) if brief else ("", "Its brief is no longer kept.")
+    yield from ("", "Brief:", "", *block(redact(brief)[0])) if brief else ("", "Its brief is not kept here.")
 
 
 def result_lines(result: dict[str, Any], size: int) -> Iterator[str]:

@@ -39,10 +39,10 @@ class GetAgentLogs(AgentEndpoint):
 
     async def respond(self, agent_id: str) -> dict[str, Any]:
         row, agents = self.find(agent_id), self.sidecar.agents
+        typing.cast(NotingAgents, agents).check_here(agent_id)
         folder = self.sidecar.settings.storage / "agents" / agent_id
         if row["ended"] and row["pid"] is not None and not folder.exists():
             raise ApiError("REQ_002", f"The output of {agent_id} is no longer kept (--agent-retention)")
-        typing.cast(NotingAgents, agents).check_here(agent_id)
         output = output_of(agents, agent_id)
         return {"agent_id": agent_id} | await agents.disk.run(log_answer, output, self.query, row["ended"] is not None)
 

@@ -29,21 +29,19 @@ class OwningAgents(EndedAgents, RepeatedAgents):
         self._storage.peers.answer = self._asked_by_other
         await super().start()
 
-    def _owner(self, agent_id: str) -> str | None:
-        """The node of another sidecar, which owns the agent; None for one of ours and one that is not known."""
-        row = self._storage.read.agent(self.settings.project, agent_id)
-        node = row.get("node", self._storage.node) if row else self._storage.node
-        return None if node == self._storage.node else str(node)
+    def _owner(self, row: dict[str, Any]) -> str | None:
+        """The node of another sidecar, which owns the agent; None for one of ours."""
+        node = str(row.get("node", self._storage.node))
+        return None if node == self._storage.node else node
 
     def check_here(self, agent_id: str) -> None:
         """Raise REQ_002 for an agent of another sidecar, which alone has what it wrote."""
-        if owner := self._owner(agent_id):
+        if owner := self._owner(self.find(self.settings.project, agent_id)):
             name = self._storage.peers.name_of(owner)
             raise ApiError("REQ_002", f"The files of {agent_id} are kept by {name}: ask on its machine")
 
     def describe(self, row: dict[str, Any]) -> dict[str, Any]:
-        owner = self._owner(row["id"])
-        if owner is None:
+        if (owner := self._owner(row)) is None:
             return super().describe(row)
         if self._storage.peers.is_seen(owner):
             try:
@@ -56,9 +54,8 @@ class OwningAgents(EndedAgents, RepeatedAgents):
         return super().describe(row)  # what the ledger alone knows
 
     async def end(self, agent_id: str, *, force: bool = False) -> bool:
-        owner = self._owner(agent_id)
         row = self._storage.read.agent(self.settings.project, agent_id)
-        if owner is None or row is None or row["ended"]:
+        if row is None or row["ended"] or not (owner := self._owner(row)):
             return await super().end(agent_id, force=force)
         name = self._storage.peers.name_of(owner)
         try:
@@ -81,7 +78,7 @@ class OwningAgents(EndedAgents, RepeatedAgents):
             if agent_id := asked.get("end"):
                 return msgspec.json.encode({"ending": await self.end(agent_id, force=bool(asked.get("force")))})
             row = self.find(self.settings.project, asked["describe"])
-            if self._owner(row["id"]):
+            if self._owner(row):
                 raise ApiError("REQ_002", "it is not mine")
             return msgspec.json.encode(await self.disk.run(self.describe, row))
         except Exception as error:  # a boundary: the other sidecar gets it
@@ -90,7 +87,7 @@ class OwningAgents(EndedAgents, RepeatedAgents):
     def with_token(self, answer: bytes) -> bytes:
         told = msgspec.json.decode(super().with_token(answer))
         row = self.find(self.settings.project, told["agent_id"])
-        if self._owner(row["id"]) and not row["ended"]:
+        if self._owner(row) and not row["ended"]:
             told["jwt_token"] = self.launcher.token(row)
         return msgspec.json.encode(told)
 

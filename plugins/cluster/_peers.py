@@ -81,7 +81,7 @@ class Peers:
 
     def name_of(self, node: str) -> str:
         """A sidecar for readers."""
-        url = self._peers[node][1].get("url") if node in self._peers else None
+        url = self._peers.get(node, (0.0, {}))[1].get("url")
         return f"the sidecar {node}" + (f" at {url}" if url else "")
 
     def seen(self) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import functools
 import logging
 import re
 import textwrap
+import typing
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -43,6 +44,7 @@ from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents._reader import BriefQuery, Reader, ReadingLauncher, brief_query
+from cco_sidecar_plugins.agents.keeper import NotingAgents
 from cco_sidecar_plugins.agents.prompts import instructions, reader_of
 from cco_sidecar_plugins.context._sections import SECTION_TYPES
 
@@ -105,8 +107,10 @@ class GetAgentBrief(AgentEndpoint):
 
     async def respond(self, agent_id: str) -> bytes:
         self.find(agent_id)
+        agents = typing.cast(NotingAgents, self.sidecar.agents)
+        agents.check_here(agent_id)
         folder = self.sidecar.settings.storage / "agents" / agent_id
-        brief = await self.sidecar.agents.disk.run(content_of, folder / BRIEF)
+        brief = await agents.disk.run(content_of, folder / BRIEF)
         if not brief:
             kept = "got no brief" if folder.exists() else "has none any more (--agent-retention)"
             raise ApiError("REQ_002", f"The agent {agent_id} {kept}")

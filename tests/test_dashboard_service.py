@@ -653,6 +653,34 @@ def test_records_of_runs_that_cannot_be_read_are_named_and_hide_no_other(make_se
     assert sorted(passed_over) == ["bytes", "deep", "empty", "half", "other"]
 
 
+def test_a_run_takes_the_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, Any] = {}
+    pipeline = plugin("pipeline")
+    monkeypatch.setattr(pipeline, "add_commands", lambda commands, table: found.update(table))
+    pipeline.register_commands(commands=None)
+    options = {names[0].removeprefix("--").replace("-", "_") for names, _ in found["run"].arguments}
+    fields = {field.removesuffix("_id") for field in plugin("runs").RunRequest.__struct_fields__}
+    assert options - fields == {"patience", "until_eof"}, "of a lost service, which ends its runs"
+    assert fields - options == {"agent_command", "max_agents"}, "refused, as the service has its own"
+
+
+def test_a_run_is_started_with_all_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, started = plugin("runs"), []
+    monkeypatch.setattr(module.subprocess, "Popen", lambda command, **how: started.append(command))
+    settings = SimpleNamespace(storage=tmp_path, project=PROJECT, root=tmp_path, plugins=(), agent_types={})
+    asked = {"task": "x", "type": "y", "until": "coding", "rounds": 1, "retries": 2, "pause": 3, "timeout": 4}
+
+    async def scene() -> None:
+        runs = module.Runs(SimpleNamespace(settings=settings))
+        await runs.loaded
+        run = module.Run("r-1", "i-1", "running", "")
+        runs._process(run, module.RunRequest(issue_id="i-1", restart=True, **asked))
+
+    asyncio.run(scene())
+    assert {"--issue=i-1", "--restart", *(f"--{name}={value}" for name, value in asked.items())} <= set(started[0])
+    assert module.RunRequest.__struct_fields__[1:-3] == tuple(asked)
+
+
 def test_a_run_works_through_an_issue_and_what_it_prints_is_kept(service: Service, told: Client) -> None:
     person = operator(service)
     run = person.post("/api/runs", {"issue_id": "i-run", "task": HOSTILE[0], "rounds": 1}).json()

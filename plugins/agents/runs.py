@@ -104,6 +104,7 @@ class RunRequest(Struct, omit_defaults=True):
     until: Identifier | None = None
     rounds: Annotated[int, Meta(ge=1, le=1000)] | None = None
     retries: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    pause: Annotated[int, Meta(ge=0, le=31_536_000)] | None = None
     timeout: Annotated[int, Meta(ge=1, le=31_536_000)] | None = None
     restart: bool = False
     agent_command: None = None
@@ -352,7 +353,7 @@ class Runs:
     def _process(self, run: Run, request: RunRequest) -> subprocess.Popen[str]:
         own = {"root": self._settings.root, "project": self._settings.project, "storage": self._settings.storage}
         asked = {"task": request.task, "type": request.type, "until": request.until, "rounds": request.rounds,
-                 "retries": request.retries, "timeout": request.timeout}  # fmt: skip
+                 "retries": request.retries, "pause": request.pause, "timeout": request.timeout}  # fmt: skip
         given = {name: value for name, value in asked.items() if value is not None}
         if request.task == "-":  # which alone stands for standard input
             given["task"] = "- "

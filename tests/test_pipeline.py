@@ -204,6 +204,8 @@ UNSAFE = "security-auditor security failed python-specialist:high"
         ([CODED], "test-engineer security-auditor"),  # begun by hand: no architect
         (["x coding success b:low a:low c:high", "y coding success a:low d:low"], "c b a d"),  # a keeps its place
         (["x coding success a:high", "y coding success a:low b:medium"], "a b"),  # and its priority
+        # also when it is tried again: nobody tests what is half done
+        ([DESIGNED, "python-specialist coding partial python-specialist:medium"], "python-specialist test-engineer"),
     ],
 )
 def test_the_queue_follows_from_the_outcomes(outcomes: list[str], queue: str) -> None:
@@ -678,7 +680,7 @@ def test_an_agent_that_stores_no_result_gets_a_partial_one_of_its_last_lines_whi
 
 
 def test_who_ends_with_0_changes_files_and_stores_nothing_has_done_its_step(runs: Runs, served: Service) -> None:
-    edits = {name: ["edit"] for name in ALL[:4]} | {"test-engineer": ["failed", "edit"]}
+    edits = {name: ["edit"] for name in ALL[:2]} | {"test-engineer": ["failed", "success"]}
     events = runs.run("--issue", "i-1", script=edits)
     assert runs.worked() == [*ALL[:3], "python-specialist", *ALL[2:]]
     assert [row["status"] for row in events[-1]["agents"]] == ["success"] * 2 + ["failed"] + ["success"] * 4
@@ -691,6 +693,46 @@ def test_who_ends_with_0_changes_files_and_stores_nothing_has_done_its_step(runs
     assert own[1]["files_modified"] == ["src/main.py"] and own[1]["artifacts"]["reported_by"] == "pipeline"
     assert runs.run("--issue", "i-1")[-1]["agents"] == events[-1]["agents"]  # the same story, read again
     assert len(runs.worked()) == 7
+
+
+@pytest.mark.parametrize(
+    ("agent_type", "deed"),
+    [("test-engineer", "edit"), ("security-auditor", "silent"), ("test-engineer", "crash"), ("test-engineer", "die")],
+)
+def test_who_judges_and_gives_no_verdict_is_tried_again_itself_and_ends_it_at_last(
+    runs: Runs, served: Service, agent_type: str, deed: str
+) -> None:
+    """It may have seen that all tests fail; nor has a coder anything to repair."""
+    events = runs.run("--issue", "i-1", "--retries", "1", script={agent_type: [deed]}, code=1)
+    before = ALL[: ALL.index(agent_type)]
+    assert [name for name in runs.worked() if name in before] == before
+    assert runs.worked()[-1] == agent_type and runs.worked().count(agent_type) == 2
+    judged = [event for event in events if event.get("agent_type") == agent_type]
+    assert not {event["status"] for event in judged if event["event"] == "agent_ended"} & {"success"}
+    again = f"{'security' if 'security' in agent_type else 'qa'}-silence: another attempt, since it gave no verdict"
+    assert [event["reason"] for event in judged if event["event"] == "agent_started"][1] == again
+    reason = events[-1]["reason"]
+    assert reason.startswith(f"{agent_type} has failed 2 times in a row (--retries 1) and gave no verdict: `"), reason
+    assert (
+        f"agent logs {events[-1]['agents'][-1]['agent_id']}` shows what it did; `results store` stores one in its"
+        in reason
+    )
+    runs.mend(agent_type)
+    assert runs.run("--issue", "i-1")[-1]["state"] == "done"
+
+
+@pytest.mark.parametrize(("program", "attempts"), [("claude", 2), ("gemini", 2), ("aider", 1)])
+def test_a_program_that_can_store_a_result_and_stored_none_has_not_done_its_step(
+    runs: Runs, tmp_path: Path, program: str, attempts: int
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / program).write_text(f"#!/bin/sh\nexec {shlex.join(json.loads(TEAM))}\n")
+    (tmp_path / "bin" / program).chmod(0o755)
+    environment = {"CCO_SIDECAR_AGENT_COMMAND": program, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    words = ["--issue", "i-1", "--until", "coding"]
+    events = runs.run(*words, script={"python-specialist": ["edit", "success"]}, **environment)
+    assert runs.worked() == ["chief-architect", *["python-specialist"] * attempts]
+    assert [row["status"] for row in events[-1]["agents"][1:]] == ["partial", "success"][-attempts:]
 
 
 def test_who_ends_with_0_changes_nothing_and_stores_nothing_is_tried_twice(

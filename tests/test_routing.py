@@ -18,7 +18,8 @@ SHORT = {
     "arch": "chief-architect", "py": "python-specialist", "rust": "rust-specialist", "test": "test-engineer", "perf": "performance-engineer",
     "sec": "security-auditor", "doc": "documentation-expert", "sup": "issue-triager",
 }  # fmt: skip
-STATUS = {"+": "success", "-": "failed", "~": "partial"}
+STATUS = {"+": "success", "-": "failed", "~": "partial", "!": "failed", "?": "partial"}
+SILENT = {"!": {"result": {"artifacts": {"reported_by": "pipeline"}}}, "?": {"source": "sidecar", "result": {}}}
 
 
 def routed(sequence: str, language: str = "python", rules: type[ReferenceRules] = Rules) -> list[list[NextAgent]]:
@@ -28,7 +29,8 @@ def routed(sequence: str, language: str = "python", rules: type[ReferenceRules] 
     for word in sequence.split():
         agent_type = SHORT[word[:-1]]
         result = ResultFact(agent_type, CATEGORY[agent_type], STATUS[word[-1]])
-        proposals = rules().next_agents(result, [], history, language)
+        said = [SILENT.get(word[-1], {"result": {"artifacts": {}}})] if rules is Rules else []
+        proposals = rules().next_agents(result, [], history, language, *said)
         history.append(
             ResultFact(result.agent_type, result.category, result.status, [item.agent_type for item in proposals])
         )
@@ -106,6 +108,17 @@ def shown(proposals: list[NextAgent]) -> str:
         ("py- rust- py- rust- py-", "arch:high"),
         ("py- test- py- sec- py-", "arch:high"),
         ("py- py- py- arch+", "py:high test:medium"),
+        # who ended without a result of its own has found nothing that a coder could repair
+        ("py+ test!", "test:high"),
+        ("py+ test?", "test:medium"),
+        ("py+ test! test! test! test!", "test:high"),
+        ("py+ test+ sec!", "sec:high"),
+        ("py+ perf?", "perf:medium"),
+        ("py+ test! test-", "py:high"),
+        ("py+ test! test+", "doc:low sec:medium"),
+        ("py!", "py:high"),
+        ("py! py? py!", "arch:high"),
+        ("arch!", ""),
     ],
 )
 def test_the_rules_propose(sequence: str, expected: str) -> None:

@@ -89,6 +89,11 @@ class Program(Struct, frozen=True, kw_only=True):
         """Whether it is known how it finds the service's tools."""
         return bool(self.mcp_argv or self.mcp_environment)
 
+    @property
+    def stores(self) -> bool:
+        """Whether it is known to be able to store a result, by a tool or by curl."""
+        return self.connects or self.may is not None
+
     def command(self, commands: Iterable[str], asks: bool = False) -> AgentCommand:
         """How an agent is started that may run ``commands``."""
         rules = [self.may(command) for command in commands] if self.may else []
@@ -402,11 +407,26 @@ class KnowingLauncher(Launcher):
 
     def _prepare(self, launch: AgentLaunch, files: dict[str, bytes]) -> AgentCommand:
         command = super()._prepare(launch, files)
-        write_file(Path(launch.agent_folder, NOTED), " ".join(programs_in(command, launch.configured)).encode())
+        words = programs_in(command, launch.configured)
+        theirs = {row.plugin for row in self.hooks.implementations["agent_command"]} - DECIDING
+        if (name := known_name(launch.configured)) and PROGRAMS[name].stores and not theirs:
+            words.append(STORES)
+        write_file(Path(launch.agent_folder, NOTED), " ".join(words).encode())
         return command
 
 
 NOTED = "program"  # a file in the agent's folder: the service may be started again before the agent ends
+STORES = "stores"  # the last word in it, where the only program was started in a form in which it can store a result
+
+
+def words_noted(folder: Path) -> list[str]:
+    return content_of(folder / NOTED, 1000).decode("utf-8", "replace").split()
+
+
+def storing_program(folder: Path) -> str:
+    """The program that ran the agent of this folder, where it is known that it can store a result, else ""."""
+    name, *more = words_noted(folder) or [""]
+    return name if more == [STORES] else ""
 
 
 def programs_in(command: AgentCommand, configured: Sequence[str] | None) -> list[str]:
@@ -474,7 +494,7 @@ def agent_failure(agent: dict[str, Any], output: list[str], folder: str) -> str 
     believed then.
     """
     code, lines = agent["exit_code"], [line for each in output if (line := each.rstrip())]
-    noted = content_of(Path(folder, NOTED), 1000).decode("utf-8", "replace").split()
+    noted = words_noted(Path(folder))
     names = [name for name in PROGRAMS if name in noted]
     if code == 0 and (agent["result_id"] or not names):
         return None

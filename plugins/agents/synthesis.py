@@ -40,6 +40,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._files import NO_JSON, content_of
 from cco_sidecar_plugins._terminal import last_shown
+from cco_sidecar_plugins.agents.launchers import storing_program
 from cco_sidecar_plugins.commands._pipeline_plan import FILES_UNKNOWN, SUBMODULES_UNKNOWN, WRITTEN_LATER
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint
 from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix, read_status
@@ -107,7 +108,9 @@ def agent_result(agent: dict[str, Any], lines: list[str], folder: str, root: str
         files, warnings = files_between(Path(root), read_beginning(Path(folder)), ended)
     except (GitError, *NO_JSON) as error:
         files, warnings = {}, [f"{FILES_UNKNOWN}: {one_line(error)}"]
-    said = {"status": "partial", "decisions": said_last(lines, told(Path(folder))), "rationale": WHY}
+    said: dict[str, Any] = {"status": "partial", "decisions": said_last(lines, told(Path(folder))), "rationale": WHY}
+    if program := storing_program(Path(folder)):
+        said |= {"rationale": f"{WHY} {program} can store one.", "artifacts": {"could_store": program}}
     return said | files | {"warnings": warnings}
 
 

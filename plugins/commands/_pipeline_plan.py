@@ -44,7 +44,7 @@ class Plan:
 
     A proposal stays until its type has stored a result, whatever else is proposed meanwhile: routing names a type once
     per code change, so dropping one would lose it. A type that is proposed again keeps its place and the higher
-    priority.
+    priority, that also for another attempt at its own work.
     """
 
     def __init__(self, first: NextAgent, until: str | None) -> None:
@@ -63,6 +63,8 @@ class Plan:
         self.failures[outcome.agent_type] = 0 if good else self.failures[outcome.agent_type] + 1
         again = NextAgent(outcome.agent_type, asked.priority if asked else "medium", "pipeline: another attempt")
         for proposal in outcome.proposals or ([] if good else [again]):
+            if asked and proposal.agent_type == outcome.agent_type and rank(asked) < rank(proposal):
+                proposal = NextAgent(proposal.agent_type, asked.priority, proposal.reason)
             known = self.pending.get(proposal.agent_type)
             if known is None or rank(proposal) <= rank(known):
                 self.pending[proposal.agent_type] = proposal
@@ -121,15 +123,16 @@ def silent_result(agent: dict[str, Any], may_write: bool, ordered: str = "") -> 
 
 
 def is_done(made: dict[str, Any]) -> bool:
-    """Whether an agent of which the service made this result has done its step: it changed files, and no result that it
-    wanted to store was refused.
+    """Whether an agent of which the service made this result has done its step: it changed files, no result that it
+    wanted to store was refused, and its program is not known to be able to store one.
     """
-    return any(made.get(kind) for kind in FILE_LISTS) and not made.get("errors")
+    able = isinstance(about := made.get("artifacts"), dict) and "could_store" in about
+    return any(made.get(kind) for kind in FILE_LISTS) and not made.get("errors") and not able
 
 
 def is_idle(made: dict[str, Any]) -> bool:
     """Whether it is known that it has not: another attempt would hardly be another one."""
-    return bool(made.get("errors") or (made and not is_done(made) and files_of(made) is not None))
+    return bool(made.get("errors") or (made and files_of(made) == set()))
 
 
 def files_of(result: dict[str, Any]) -> set[str] | None:

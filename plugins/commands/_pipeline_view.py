@@ -142,7 +142,7 @@ def ended_line(facts: dict[str, Any]) -> Iterable[str]:
     if facts["source"] == "sidecar" and facts["status"] == "success":
         yield "  it stored no result: that it ended with 0 and changed files is taken as success"
     elif facts["source"] == "sidecar":
-        yield "  it stored no result: the service made this one of its last lines and of git's difference"
+        yield "  it stored no result, so it counts as failed: the service made it of its last lines and git's diff"
     for item in facts["next_agents"]:
         yield f"  next: {item['agent_type']} ({item['priority']}), {item['reason']}"
 

@@ -65,6 +65,7 @@ from cco_sidecar_plugins.commands._pipeline_service import Link, command_run_ser
 from cco_sidecar_plugins.commands._pipeline_view import NotWritten, View, view_of
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg, number, text_or_input
 from cco_sidecar_plugins.commands.approve import newly_asked
+from cco_sidecar_plugins.results._routing import JUDGES, is_silent
 
 FIRST = NextAgent("chief-architect", "high", "pipeline: the first agent")
 LONGEST_PAUSE = 300  # seconds that failures make of a shorter --pause
@@ -304,7 +305,7 @@ class Pipeline:
     def _read_results(self) -> None:
         for event in self._issue.events("agent_completed", self._cursor):
             data, topic, self._cursor = event["data"], event["topic"], event["event_id"]
-            if is_done(self._made_by_service(data["status"], data["result_id"])):
+            if self._is_done(data["agent_type"], self._made_by_service(data["status"], data["result_id"])):
                 continue  # ours takes its place
             category = next((name for name, category in CATEGORIES.items() if category.topic == topic), "")
             proposals = [NextAgent(**item) for item in data["next_agents"]]
@@ -318,10 +319,19 @@ class Pipeline:
             self._made[result_id] = record["result"] if record.get("source") == "sidecar" else {}
         return self._made.get(result_id, {})
 
+    def _is_done(self, agent_type: str, made: dict[str, Any]) -> bool:
+        """Whether the result that the service made is as good as a success. Of whoever judges others' work it never
+        is: nobody knows what the verdict would have been.
+        """
+        return not self._judges(agent_type) and is_done(made)
+
+    def _judges(self, agent_type: str) -> bool:
+        return self._types.get(agent_type) in JUDGES
+
     def _speak_for(self, agent: dict[str, Any]) -> bool:
         """Whether a result was stored now for an agent that has ended and stored none itself."""
         made = self._made_by_service(agent["result_status"], agent["result_id"])
-        if is_done(made):
+        if self._is_done(agent["agent_type"], made):
             asked = {"issue_id": agent["issue_id"], "agent_type": agent["agent_type"], "limit": 1}
             newest = self._issue.call("GET", "/api/results", query=asked)["results"]
             if newest and newest[-1]["id"] != agent["result_id"]:
@@ -363,7 +373,8 @@ class Pipeline:
         for name in plan.pending:
             own = [agent for agent in self._agents.values() if agent["agent_type"] == name][-2:]
             made = [self._made_by_service(agent["result_status"], agent["result_id"]) for agent in own]
-            if len(own) == 2 and all(map(is_idle, made)) and not earlier.intersection(each["agent_id"] for each in own):
+            idle = [is_idle(each) and (bool(each.get("errors")) or not self._judges(name)) for each in made]
+            if len(own) == 2 and all(idle) and not earlier.intersection(each["agent_id"] for each in own):
                 logs = self._link.client.command(f"agent logs {own[1]['agent_id']}")
                 words = f"{name} has ended twice with exit code 0 and stored no result"
                 refused = next(iter(made[1].get("errors") or []), "")
@@ -373,7 +384,8 @@ class Pipeline:
                 return "failed", f"{words}: `{logs}` shows what it did; {advice}"
         if hopeless := [name for name, number in plan.failures.items() if number > options.retries]:
             times = counted(plan.failures[hopeless[0]], "time")
-            return "failed", f"{hopeless[0]} has failed {times} in a row (--retries {options.retries})"
+            words = f"{hopeless[0]} has failed {times} in a row (--retries {options.retries})"
+            return "failed", words + self._without_verdict(hopeless[0])
         if not plan.pending:
             missed = f" (without reaching {options.until}, which routing did not propose)" if options.until else ""
             return "done", f"routing has nothing more to propose{missed}"
@@ -381,6 +393,17 @@ class Pipeline:
             started = f"{counted(self._rounds, 'agent')} started (--rounds {options.rounds})"
             return "limit", f"{started}, {plan.next().agent_type} would be next"
         return None
+
+    def _without_verdict(self, agent_type: str) -> str:
+        """What to do where the last agent of a type that judges others' work stored no result, else ""."""
+        last = [agent for agent in self._agents.values() if agent["agent_type"] == agent_type][-1:]
+        if not self._judges(agent_type) or not last or not (stored := last[0]["result_id"]):
+            return ""
+        if not is_silent(self._issue.call("GET", f"/api/results/{stored}")):
+            return ""
+        logs = self._link.client.command(f"agent logs {last[0]['agent_id']}")
+        advice = "`results store` stores one in its place, or have its program store its result"
+        return f" and gave no verdict: `{logs}` shows what it did; {advice}"
 
     # -- one step
 

@@ -498,6 +498,32 @@ def test_an_export_is_read_without_the_service_and_nothing_in_it_is_markup(
     assert cco(service, "export", "no-such")[0] == 1 and cco(service, "export", "../x")[0] == 2
 
 
+def test_a_row_of_an_exports_timeline_says_what_a_reader_asks_next() -> None:
+    shown = plugin("_story_export").told
+    ended = {"state": "failed", "reason": "test-engineer gave no verdict"}
+    answer = {"answer": "approve", "state": "answered", "answered_by": "ann", "answered_at": "2026-01-02T03:04:05Z"}
+    for kind, facts, words in (
+        ("event", {"data": ended}, ": failed: test-engineer gave no verdict"),
+        ("event", {"data": {"message": "half done", "state": "x"}}, ": half done"),
+        ("event", {"data": ["odd"]}, ""),
+        ("result", {"status": "failed", "reason": "no compiler", "decisions": ["Use C"]}, ": no compiler"),
+        ("result", {"status": "success", "decisions": ["Use C"]}, ": Use C"),
+        ("approval", answer, ": approve by ann at 2026-01-02T03:04:05Z"),
+        ("approval", {"state": "open", "answer": None, "answered_by": None}, ": open"),
+        ("spawned", {"task": "x" * 500 + "\n\nYour part: qa-success: review"}, ": qa-success: review"),
+        ("spawned", {"task": "Greet the user"}, ": Greet the user"),
+    ):
+        assert shown({"kind": kind, "title": "it", **facts}) == f"it{words}"
+
+
+def test_a_failed_result_in_a_timeline_has_its_reason(architect: Client) -> None:
+    for status, errors in (("failed", ["no compiler"]), ("partial", [{"line": 3}]), ("success", ["a warning"])):
+        architect.store(status=status, issue="i-reasons", errors=errors, decisions=["Use C"])
+    entries = architect.get("/api/issues/i-reasons/timeline").json()["entries"]
+    reasons = [entry.get("reason") for entry in entries if entry["kind"] == "result"]
+    assert reasons == ["no compiler", '{"line": 3}', None]
+
+
 def test_an_export_tells_what_each_agent_was_to_do(told: Client) -> None:
     for task in ("succeed at once", "succeed again\n\n# and | more"):
         told.spawn("i-tasks", task=task)

@@ -14,7 +14,7 @@ from cco_sidecar import MB, Pool, Records, clean_text, harmless, redact, redacti
 from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.agents._story_timeline import Timeline
-from cco_sidecar_plugins.commands._pipeline_plan import whole_task
+from cco_sidecar_plugins.commands._pipeline_plan import PART, whole_task
 from cco_sidecar_plugins.results.result_list import ResultQuery
 from cco_sidecar_plugins.storage._pages import page
 
@@ -142,8 +142,8 @@ def markdown_lines(story: dict[str, Any]) -> Iterator[str]:
         yield from agent_lines(agent, other_task(agent, story), story["briefs"].get(agent["agent_id"]))
     yield from ("", "## What people were asked")
     for row in story["approvals"]:
-        by = f" by {code(row['answered_by'])}" if row["answered_by"] else ""
-        yield from ("", f"{row['asked_at']}, {code(row['agent_id'])}, {row['state']}{by}: {code(row['answer'])}", "")
+        asked = f"{row['asked_at']}, {code(row['agent_id'])}, {row['state']}"
+        yield from ("", f"{asked}: {code(answered(row))}", "")
         yield from block("\n".join(part for part in (row["command"], row["text"]) if part))
     yield from ("", "## Events, proposals and ends in full")
     for entry in story["timeline"]:
@@ -153,16 +153,24 @@ def markdown_lines(story: dict[str, Any]) -> Iterator[str]:
 
 def told(entry: dict[str, Any]) -> str:
     """What a row of the table says: the title, and what a reader asks next."""
-    data = entry.get("data")
+    data = entry["data"] if isinstance(entry.get("data"), dict) else {}
+    task, _, part = (entry.get("task") or "").partition(PART)
     more = {
-        "spawned": entry.get("task"),  # an issue's agents may have had different ones
-        "result": next(iter(entry.get("decisions") or []), None),
+        "spawned": part or task,  # an issue's agents may have had different ones
+        "result": entry.get("reason") or next(iter(entry.get("decisions") or []), None),
         "ended": entry.get("reason") or (f"exit code {entry['exit_code']}" if entry.get("exit_code") else None),
-        "event": data.get("message") if isinstance(data, dict) else None,
-        "approval": entry.get("answer") or entry.get("state"),
+        "event": data.get("message") or ": ".join(str(data[name]) for name in ("state", "reason") if data.get(name)),
+        "approval": answered(entry),
     }.get(entry["kind"])
     line = " ".join(str(more or "").split())
     return f"{entry['title']}: {line[:160]}{'…' if line[160:] else ''}" if line else str(entry["title"])
+
+
+def answered(asked: dict[str, Any]) -> str:
+    """What became of a question, by whom and when, as far as that is known."""
+    whose = [f"by {asked['answered_by']}"] if asked.get("answered_by") else []
+    when = [f"at {asked['answered_at']}"] if asked.get("answered_at") else []
+    return " ".join([str(asked.get("answer") or asked.get("state") or ""), *whose, *when])
 
 
 def cell(text: Any) -> str:

@@ -31,6 +31,7 @@ from cco_sidecar import (
     redact,
 )
 from cco_sidecar_plugins._settings import PluginSettings
+from cco_sidecar_plugins.commands._pipeline_plan import short_decision
 from cco_sidecar_plugins.results._latest import latest_result
 from cco_sidecar_plugins.storage._pages import created_from, events_with, read_moment
 
@@ -115,6 +116,7 @@ class CompletedData(Struct):
 class ResultPart(Struct):
     status: str
     decisions: list[str] = []
+    errors: list[Any] = []
     files_created: list[Raw] = []
     files_modified: list[Raw] = []
     files_deleted: list[Raw] = []
@@ -248,6 +250,8 @@ class Timeline:
             entry = told(row["stored"], "result", row["id"], row["agent_id"], row["agent_type"], result.status)
             shown = [decision[:WORDS] for decision in result.decisions[:DECISIONS]]
             entry |= {"result_id": row["id"], "status": result.status, "decisions": shown}
+            if result.status != "success" and result.errors:
+                entry["reason"] = short_decision(msgspec.to_builtins(result))[:WORDS]
             yield row["stored"], "n", row["seq"], entry | {"files": msgspec.to_builtins(counts)}
 
     def _proposals(self, after: int) -> Iterator[Happening]:

@@ -18,6 +18,7 @@ import sys
 import textwrap
 import threading
 import types
+import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -1651,6 +1652,14 @@ def test_the_manual_of_hooks_has_every_argument_and_the_fields_of_what_hooks_get
     assert "msgspec" not in printed and max(map(len, printed.splitlines())) < 1500, "a type says nothing of its base"
     listed = json.loads(run("plugins", "--hooks", "--format", "json", cwd=tmp_path).stdout)
     assert [row["hook"] for row in listed["hooks"]] == [*Hooks.SPECS]
+    shown = [text for row in listed["hooks"] for text in (*row["takes"], row["returns"])]
+    shown += [text for row in listed["types"] for text in row["fields"]]
+    ours = {name: vars(cco_sidecar).get(name) for name in re.findall(r"\b[A-Z]\w+", " ".join(shown))}
+    plain = {
+        name for name, kind in ours.items() if kind is not getattr(typing, name, None) and not inspect.isclass(kind)
+    }
+    assert plain == {"Argv", "CategoryName", "Environment", "Identifier", "Priority", "Sections", "Text"}
+    assert plain <= {row["type"] for row in listed["types"]}
 
 
 def test_of_two_plugins_with_one_name_the_second_is_named_and_skipped(tmp_path: Path) -> None:

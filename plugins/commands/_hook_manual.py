@@ -12,13 +12,23 @@ from typing import Any
 
 import msgspec
 
-from cco_sidecar import Priority, ResultSubmission, Settings
+from cco_sidecar import CATEGORIES, NAME_IN_WORDS, Priority, ResultSubmission, Settings
 from cco_sidecar_plugins._hooks import SafeHooks
 from cco_sidecar_plugins.http._answers import Event
 
 DICTIONARIES: dict[str, type[msgspec.Struct]] = {  # what arguments hold that are dictionaries
     "result": ResultSubmission, "submission": ResultSubmission, "event": Event,
 }  # fmt: skip
+
+PLAIN = {  # types that have no fields
+    "Argv": "A list of Text, one at least: a command's words.",
+    "CategoryName": f"One of {', '.join(CATEGORIES)}.",
+    "Environment": "A dict[str, Text] of variables by their names, which are not empty and hold no =.",
+    "Identifier": f"A str: it {NAME_IN_WORDS}.",
+    "Priority": f"One of {', '.join(typing.get_args(Priority))}.",
+    "Sections": "A dict[str, Any] of a context's sections by their names.",
+    "Text": "A str without zero bytes.",
+}
 
 
 def manual() -> dict[str, list[dict[str, Any]]]:
@@ -32,8 +42,7 @@ def manual() -> dict[str, list[dict[str, Any]]]:
         {"type": kind.__name__, "fields": fields_of(kind), "text": in_line(kind)}
         for kind in dict.fromkeys(structs(specs_types()))
     ]
-    priorities = ", ".join(typing.get_args(Priority))
-    types.append({"type": "Priority", "fields": [], "text": f"One of {priorities}."})
+    types += [{"type": name, "fields": [], "text": text} for name, text in PLAIN.items()]
     return {"hooks": hooks, "types": types}
 
 

@@ -897,6 +897,40 @@ def test_a_server_that_is_away_at_the_start_and_later_stops_writing_alone(
         away.stop()
 
 
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [
+        ({"max_msgs": 2}, "maximum messages"),
+        ({"max_bytes": 900}, "maximum bytes"),
+        ({"max_msg_size": 9}, "message size"),
+    ],
+)
+def test_why_the_log_takes_nothing_is_said_for_as_long_as_it_does(
+    nats: Servers, make_team: Callable[..., Team], bound: dict[str, int], said: str
+) -> None:
+    prefix = f"bound-{uuid.uuid4().hex[:8]}"
+    (sidecar,) = make_team(nats.url, "--nats-prefix", prefix, "--nats-timeout", "2").start(1)
+    assert published(sidecar) and published(sidecar)
+
+    async def bind(**values: int) -> None:
+        client = await connect(nats.url)
+        told = json.loads((await client.request(f"$JS.API.STREAM.INFO.{prefix}-{PROJECT}")).data)
+        wanted = json.dumps(told["config"] | values).encode()
+        answer = json.loads((await client.request(f"$JS.API.STREAM.UPDATE.{prefix}-{PROJECT}", wanted)).data)
+        assert "error" not in answer, answer
+        await client.close()
+
+    asyncio.run(bind(**bound))
+    for _ in range(3):
+        answer = sidecar.client().post("/api/results", body_of("issue-1"))
+        health = Client(sidecar.url, None).get("/health")
+        assert (answer.status_code, health.status_code) == (503, 503)
+        assert said in answer.text and said in health.text and "started again" in health.text, answer.text + health.text
+    asyncio.run(bind(**dict.fromkeys(bound, -1)))
+    until(lambda: published(sidecar), 30)
+    until(lambda: Client(sidecar.url, None).get("/health").status_code == 200)
+
+
 def refuses_to_write_and_reads(sidecar: Service, waits: int) -> None:
     client = sidecar.client()
     event = client.post("/api/events/away", {"publisher": "tester", "topic": "test", "data": {}})

@@ -97,6 +97,7 @@ class NatsLog:
         self.problem: str | None = "not connected yet"
         self.refused = self._refusal = False  # one of the servers refuses our credentials, and no other one takes them
         self.server = self._said = ""  # what the log was told of the connection
+        self._why = ""  # it ends
         self.info: StreamInfo | None = None
         self.large = Large(self.connected, options.stream, options.subject, seal, lambda: self._epoch)
         self._client: Client | None = None
@@ -158,7 +159,7 @@ class NatsLog:
 
     async def _session(self, server: str) -> None:
         """Use one server for as long as it serves. Raises what it failed by."""
-        client, self._gone = ReadingClient(), (gone := asyncio.Event())
+        client, self._gone, self._why = ReadingClient(), (gone := asyncio.Event()), "the connection was lost"
         problems: list[BaseException] = []
 
         async def closed() -> None:
@@ -194,7 +195,7 @@ class NatsLog:
             finally:
                 if beside:
                     beside.cancel()
-            raise problems[-1] if problems else LogAway("the connection was lost")
+            raise problems[-1] if problems else LogAway(self._why)
         except NatsError as error:
             raise (problems[-1] if problems and not one_line(error) else error) from None
         finally:
@@ -231,8 +232,9 @@ class NatsLog:
         cluster = self.info.cluster if self.info else None
         return sorted(str(server.name) for server in (cluster and cluster.replicas) or [] if not server.current)
 
-    def reconnect(self) -> None:
-        """Leave the server, which does not answer, for the next one."""
+    def reconnect(self, why: str) -> None:
+        """Leave the server for the next one."""
+        self._why = why
         self._loop.call_soon_threadsafe(self._gone.set)
 
     # -- hearing

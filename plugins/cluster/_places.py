@@ -11,7 +11,11 @@ from cco_sidecar_plugins.cluster._follower import Follower
 from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, NatsLog
 
-TAKES_NOTHING = "nats: the log takes nothing at this moment: its servers choose a leader, or too few of them are there"
+TAKES_NOTHING = "the log takes nothing at this moment"
+CAUSES = (
+    "its servers choose a leader, too few of them are there, or the disk of one was full, which has to be started again"
+    " then"
+)
 OURS = "ours"  # in the place of the id of an entry that the log has confirmed
 
 
@@ -25,6 +29,7 @@ class Places:
         self.stir = threading.Event()
         self._closing = False
         self._try_at = 0.0  # while the log takes nothing: before that writers are refused at once
+        self.refusal = f"{TAKES_NOTHING}: {CAUSES}"  # in words
 
     def close(self) -> None:
         """Nothing is waited for any longer."""
@@ -43,7 +48,7 @@ class Places:
         """
         now, problem = time.monotonic(), self.problem()
         if not self._follower.joined or self._follower.fault or now < self._try_at:
-            raise LogAway(problem or TAKES_NOTHING)
+            raise LogAway(problem or f"nats: {self.refusal}")
         patience = 2 * self._log.API_SECONDS if self._try_at else self._patience
         deadline, id = now + patience + len(content) / 2_000_000, f"{self._node}-{uuid.uuid4().hex}"
         while time.monotonic() < deadline and not self._closing:
@@ -52,14 +57,16 @@ class Places:
             try:
                 entry = self._wait_for_place(attempt, deadline)
             except LogAway as error:
-                problem = f"nats: {error}"
+                if not self._log.problem:  # which says more
+                    self.refusal = f"{TAKES_NOTHING} ({error}): {CAUSES}"
                 continue
             if entry is not None:
-                self._try_at = 0.0
+                self._try_at, self.refusal = 0.0, f"{TAKES_NOTHING}: {CAUSES}"
                 return entry.seq if entry.id in (id, OURS) else None
         self._try_at = time.monotonic() + self.AGAIN
-        self._log.reconnect()
-        raise LogAway(problem or TAKES_NOTHING)
+        problem = self.problem()
+        self._log.reconnect(self.refusal)
+        raise LogAway(problem or f"nats: {self.refusal}")
 
     def _wait_for_place(self, attempt: Any, deadline: float) -> Entry | None:
         """The entry that has the next place in the log, None where the time is up. Raises LogAway where the attempt to

@@ -35,7 +35,7 @@ from cco_sidecar_plugins.cluster._nats_large import LogAway
 from cco_sidecar_plugins.cluster._nats_log import Entry, Joined, NatsLog
 from cco_sidecar_plugins.cluster._options import LogOptions
 from cco_sidecar_plugins.cluster._peers import Peers
-from cco_sidecar_plugins.cluster._places import TAKES_NOTHING, Places
+from cco_sidecar_plugins.cluster._places import Places
 from cco_sidecar_plugins.cluster._replica import FORMAT, Replica
 from cco_sidecar_plugins.cluster._seal import Seal
 from cco_sidecar_plugins.cluster._snapshots import Snapshots
@@ -173,7 +173,7 @@ class ReplicatedStorage(GuardedStorage):
                 if self.follower.waiting():
                     self._wake()
                 if self.follower.fault:  # which a server may have told that was not up to date yet
-                    self.log.reconnect()
+                    self.log.reconnect("it is looked at again")
                 with contextlib.suppress(LogAway):  # the session says so
                     await asyncio.wrap_future(self.log.call(self.log.last()))
                 if not self.problem():
@@ -307,7 +307,7 @@ class ReplicatedStorage(GuardedStorage):
             async with asyncio.timeout(self.PROBE_SECONDS):
                 await super().probe()
         except TimeoutError:
-            raise StorageError(TAKES_NOTHING) from None
+            raise StorageError(f"nats: {self._places.refusal}") from None
 
     async def sweep(self) -> None:
         if not self.problem():

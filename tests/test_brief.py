@@ -104,6 +104,9 @@ def test_the_brief_says_what_is_to_be_done_and_what_was_decided(client: Client) 
         "- `chief-architect`, success, TIME: `Prices are whole cents`",
         "- `chief-architect`, success, TIME: `Carts expire`",
     ]
+    client.store("chief-architect", decisions=["Prices are whole cents", "Carts expire"])  # said again
+    again = [line.partition(",")[0] for line in section(brief(client, task="Refund a voucher"), SECTIONS[2])]
+    assert again == ["- `chief-architect`"] * 2 + ["- `python-specialist`"]
     assert brief(client, issue="issue-2").count("None was given.") == 1
 
 

@@ -691,6 +691,18 @@ def test_who_ends_with_0_changes_files_and_stores_nothing_has_done_its_step(runs
     own = [each["result"] for each in results if each["agent_id"] == ended["agent_id"]]
     assert [each["status"] for each in own] == ["partial", "success"]
     assert own[1]["files_modified"] == ["src/main.py"] and own[1]["artifacts"]["reported_by"] == "pipeline"
+    # Both are kept; whoever reads the story hears of the step once.
+    where = [f"--root={runs.root}", f"--storage={runs.storage}", f"--project={PROJECT}"]
+    command = [sys.executable, str(MODULE), "results", "list", "--issue", "i-1", *where]
+    listed = subprocess.run(command, env=clean_environment(COLUMNS="200"), capture_output=True, text=True, timeout=60)
+    story = served.client().get("/api/issues/i-1/export", format="markdown").text
+    brief = served.client().request("GET", "/api/context/i-1/go-specialist", headers={"Accept": "text/markdown"}).text
+    decided = brief.partition("## What was decided")[2].partition("\n## ")[0]
+    for text, words in ((listed.stdout, "chief-architect"), (story, "| result |"), (decided, "- `chief-architect`")):
+        lines = [line for line in text.splitlines() if words in line and "chief-architect" in line]
+        assert len(lines) == 1 and "success" in lines[0], text
+    assert story.count("As it was stored:") == 7 == len(rules.told_once(results))
+    assert len(served.client().get("/api/issues/i-1/export").json()["results"]) == len(results)
     assert runs.run("--issue", "i-1")[-1]["agents"] == events[-1]["agents"]  # the same story, read again
     assert len(runs.worked()) == 7
 

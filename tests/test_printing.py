@@ -135,7 +135,7 @@ def test_a_list_on_a_narrow_terminal_keeps_what_says_most(
         "started_at": "2026-01-31T12:00:00Z", "task": "Explain how routes are matched",
     }  # fmt: skip
     result = {
-        "id": "result-6615-a38971f5caeee89", "issue_id": "issue-124", "agent_type": "python-specialist",
+        "id": "result-6615-a38971f5caeee89", "issue_id": "issue-124", "agent_type": "python-specialist", "agent_id": "a",
         "stored_at": "2026-01-31T12:00:00Z", "result": {"status": "success", "decisions": ["Routes are matched"]},
     }  # fmt: skip
     monkeypatch.setenv("COLUMNS", str(width))

@@ -14,7 +14,7 @@ from cco_sidecar import MB, Pool, Records, clean_text, harmless, redact, redacti
 from cco_sidecar_plugins._files import content_of
 from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.agents._story_timeline import Timeline
-from cco_sidecar_plugins.commands._pipeline_plan import PART, whole_task
+from cco_sidecar_plugins.commands._pipeline_plan import PART, told_once, whole_task
 from cco_sidecar_plugins.results.result_list import ResultQuery
 from cco_sidecar_plugins.storage._pages import page
 
@@ -45,7 +45,11 @@ def whole_story(read: Records, project: str, story: dict[str, Any], *facts: Any)
     happened, stored = ([redaction().redact_json(item)[0] for item in items] for items in (entries, results))
     if wanted == "json":
         return b"".join(json_pieces(story, timeline=happened, results=stored))
-    story |= {"timeline": msgspec.json.decode(msgspec.json.encode(happened)), "results": stored}
+    stored = [msgspec.json.decode(msgspec.json.encode(row)) for row in stored]
+    shown = told_once(stored)
+    over = {row["id"] for row in stored} - {row["id"] for row in shown}
+    entries = msgspec.json.decode(msgspec.json.encode(happened))
+    story |= {"timeline": [entry for entry in entries if entry["id"] not in over], "results": shown}
     return ("\n".join(markdown_lines(story)) + "\n").encode("utf-8", "replace")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from cco_sidecar import GOOD, language_of
 from cco_sidecar_plugins._words import counted
+from cco_sidecar_plugins.commands._pipeline_plan import told_once
 from cco_sidecar_plugins.commands._printing import cell, duration, print_fitted, show, tell, yaml_lines
 from cco_sidecar_plugins.context._withheld import is_secret
 
@@ -126,7 +127,7 @@ def show_list(options: argparse.Namespace, answer: dict[str, Any], name: str) ->
         return show(options, answer)
     if options.format == "csv":
         return show(options, {name: [record(row) for row in answer[name]]}, name)
-    lines = [line(row) for row in answer[name]]
+    lines = [line(row) for row in (told_once(answer[name]) if name == "results" else answer[name])]
     columns = list(lines[0]) if lines else []
     print_fitted(columns, [list(row.values()) for row in lines], whole=columns[:1], spare=SPARE)
     if answer["has_more"]:

@@ -153,6 +153,13 @@ def done_result(made: dict[str, Any], result_id: str) -> dict[str, Any]:
     return made | {"status": "success", "rationale": why, "artifacts": about}
 
 
+def told_once(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Stored results without those of which the pipeline made another in the same agent's name: that one tells it."""
+    about = [(row["agent_id"], row["result"].get("artifacts")) for row in results]
+    made_of = [(agent_id, facts.get("made_of")) for agent_id, facts in about if isinstance(facts, dict)]
+    return [row for row in results if (row["agent_id"], row["id"]) not in made_of]
+
+
 def short_decision(result: dict[str, Any]) -> str:
     """What a result says of itself in one line: its first error where it did not succeed, else its decisions."""
     said = result.get("decisions") or []

@@ -293,9 +293,12 @@ def task_lines(task: str, room: int) -> list[str]:
 
 
 def decision_lines(outputs: list[dict[str, str]], room: int) -> list[str]:
-    """A line a decision, the newest result's first."""
-    lines = []
+    """A line a decision, the newest result's first. What an agent's later result says again is told by that one."""
+    lines, told = [], set[tuple[str, str]]()
     for output in reversed(outputs):
+        if (said_by := (output["agent"], output["decision"] or output["rationale"])) in told:
+            continue
+        told.add(said_by)
         who = f"- {code(output['agent_type'], 60)}, {output['status']}, {output['timestamp'][:16]}: "
         said = output["decision"].split("; ") if output["decision"] else [output["rationale"] or "no decision"]
         lines += [who + code(text, LINE - len(who) - 8) for text in said]

@@ -149,7 +149,8 @@ class NatsLog:
         words = in_words(error)
         self._refusal = self._refusal or words == REFUSED
         self.problem = REFUSED if self._refusal else words
-        self._say("away", "the log %s at NATS is not reached: %s", words)
+        if self._why:
+            self._say("away", "the log %s at NATS is not reached: %s", words)
 
     def _say(self, state: str, words: str, fact: str) -> None:
         """Log that the log went away, or is there again; of the start its own lines tell."""
@@ -195,7 +196,7 @@ class NatsLog:
             finally:
                 if beside:
                     beside.cancel()
-            raise problems[-1] if problems else LogAway(self._why)
+            raise problems[-1] if problems else LogAway(self._why or "it is looked at again")
         except NatsError as error:
             raise (problems[-1] if problems and not one_line(error) else error) from None
         finally:
@@ -232,8 +233,8 @@ class NatsLog:
         cluster = self.info.cluster if self.info else None
         return sorted(str(server.name) for server in (cluster and cluster.replicas) or [] if not server.current)
 
-    def reconnect(self, why: str) -> None:
-        """Leave the server for the next one."""
+    def reconnect(self, why: str = "") -> None:
+        """Leave the server for the next one. The log is told why, and nothing where only its state is asked anew."""
         self._why = why
         self._loop.call_soon_threadsafe(self._gone.set)
 

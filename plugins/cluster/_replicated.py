@@ -173,7 +173,7 @@ class ReplicatedStorage(GuardedStorage):
                 if self.follower.waiting():
                     self._wake()
                 if self.follower.fault:  # which a server may have told that was not up to date yet
-                    self.log.reconnect("it is looked at again")
+                    self.log.reconnect()
                 with contextlib.suppress(LogAway):  # the session says so
                     await asyncio.wrap_future(self.log.call(self.log.last()))
                 if not self.problem():

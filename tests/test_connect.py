@@ -179,10 +179,12 @@ def test_toml_that_cannot_be_edited_is_refused(text: str) -> None:
 class Desk:
     """A repository and a home of a user who types commands."""
 
-    def __init__(self, folder: Path) -> None:
-        self.home, self.root = folder / "home", make_repository(folder / "repository")
+    def __init__(self, root: Path) -> None:
+        self.home, self.root = root.parent / "home", root
         self.home.mkdir()
-        self.env = clean_environment(HOME=str(self.home), XDG_STATE_HOME=str(folder / "state"), CLAUDE_CONFIG_DIR="")
+        self.env = clean_environment(
+            HOME=str(self.home), XDG_STATE_HOME=str(root.parent / "state"), CLAUDE_CONFIG_DIR=""
+        )
         self.env.pop("CLAUDE_CONFIG_DIR")
 
     def cco(self, *words: str, code: int = 0) -> str:
@@ -217,8 +219,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def desk(repository: Path) -> Desk:
+    return Desk(repository)
 
 
 def test_all_programs_are_connected_and_everything_is_as_before(desk: Desk) -> None:

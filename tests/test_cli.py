@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -1362,6 +1363,47 @@ def test_a_change_that_is_interrupted_says_how_to_see_what_became_of_it(tmp_path
         command.communicate()
         here.stop()
         end_stragglers()
+
+
+def test_a_service_that_is_stopped_is_not_called_missing(tmp_path: Path) -> None:
+    here = Here(tmp_path)
+    here.start()
+    assert here.process
+    os.kill(here.process.pid, signal.SIGSTOP)
+    words = ("health", "agent list", "results get abcd", "run --issue i --task x", "doctor --format json")
+    try:
+        with ThreadPoolExecutor() as threads:  # each waits ten seconds
+            *asked, doctor = threads.map(lambda each: here.run(*each.split(), cwd=here.root), words)
+    finally:
+        os.kill(here.process.pid, signal.SIGCONT)
+        here.stop()
+    what_to_do = (
+        f"{here.url} does not answer: no answer within 10 seconds; pid {here.process.pid} is stopped: `kill -CONT"
+    )
+    for command in asked:
+        assert command.returncode == 3 and what_to_do in command.stderr, command.stderr
+    checks = {row["check"]: row for row in json.loads(doctor.stdout)["checks"]}
+    assert checks["service"]["verdict"] == "bad" and what_to_do in checks["service"]["finding"], checks
+    assert checks["port"] == {
+        "check": "port", "verdict": "note", "finding": "taken by the running service, which does not answer",
+    }  # fmt: skip
+    assert "that the next start would load" in checks["plugins"]["finding"]
+
+
+def test_the_doctor_asks_a_service_that_hangs_once(tmp_path: Path, cco: Callable[..., tuple[int, str, str]]) -> None:
+    root, storage = make_repository(tmp_path / "repository"), tmp_path / "storage"
+    storage.mkdir(mode=0o700)
+    with socket.create_server(("127.0.0.1", 0)) as silent, cco_sidecar.instance_lock(storage):
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        info = {"pid": os.getpid(), "url": url, "project_id": PROJECT, "version": "1", "started_at": ""}
+        (storage / "sidecar.json").write_text(json.dumps(info | {"root": str(root)}))
+        _, out, _ = cco("doctor", "--root", str(root), "--storage", str(storage), "--format", "json")
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+    (finding,) = [row["finding"] for row in json.loads(out)["checks"] if row["check"] == "service"]
+    assert f"{url} does not answer" in finding and f"`kill -9 {os.getpid()}` ends it" in finding
 
 
 @pytest.mark.parametrize("where", ["as usual", "another address", "TLS"])

@@ -36,7 +36,7 @@ from cco_sidecar_plugins._files import denied, read_sidecar_json
 from cco_sidecar_plugins._hooks import LoadedPlugin
 from cco_sidecar_plugins._trust import context_trusting, own_certificate
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, read_health
-from cco_sidecar_plugins.commands._running import running_settings, start_it, with_secret
+from cco_sidecar_plugins.commands._running import about_silent, running_settings, start_it, with_secret
 
 TOKEN_REFUSED = ("AUTH_001", "AUTH_002", "AUTH_003")
 NOT_REACHABLE = 3  # beside the core's exit codes
@@ -45,6 +45,10 @@ NOT_REACHABLE = 3  # beside the core's exit codes
 class NotReachable(StartError):
     def __init__(self, message: str) -> None:
         super().__init__(message, NOT_REACHABLE)
+
+
+class NotAnswering(NotReachable):
+    """It lets us wait: who asks again waits as long again."""
 
 
 class Refused(StartError):
@@ -247,6 +251,10 @@ class Client:
         if isinstance(error, ValueError):
             return StartError(f"{self.url}: {error}")
         reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            advice = about_silent(self._settings) if self._settings else ""
+            advice = advice or "it may be busy or stopped: try again, or look where it runs"
+            return NotAnswering(f"{self.url} does not answer: {reason}; {advice}")
         advice = f"start the service with `{self._cco}`"
         scheme, _, rest = self.url.partition(":")
         if isinstance(reason, ssl.SSLCertVerificationError):
@@ -272,12 +280,14 @@ def service_url(flag: str | None, variable: str | None) -> str:
     return text.rstrip("/").removesuffix("/api")
 
 
-def loaded_plugins(options: argparse.Namespace, *, files_too: bool = False) -> tuple[list[LoadedPlugin], str]:
+def loaded_plugins(
+    options: argparse.Namespace, *, files_too: bool = False, ask: bool = True
+) -> tuple[list[LoadedPlugin], str]:
     """(plugins, whose they are). Where a policy of the service refuses to tell, ``files_too`` has the files looked at:
-    the policy may be the plugin that is looked for.
+    the policy may be the plugin that is looked for. Without ``ask`` no service is asked.
     """
     whose = "that the next start would load"
-    if not {"plugins", "no_plugins"} & vars(options).keys():
+    if ask and not {"plugins", "no_plugins"} & vars(options).keys():
         try:
             client = Client(options)
             answer = client.call("GET", "/api/plugins")

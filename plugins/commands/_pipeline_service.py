@@ -39,7 +39,7 @@ from cco_sidecar import (
 )
 from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import read_sidecar_json
-from cco_sidecar_plugins.commands._client import NOT_REACHABLE, Client, NotReachable, Refused
+from cco_sidecar_plugins.commands._client import NOT_REACHABLE, Client, NotAnswering, NotReachable, Refused
 from cco_sidecar_plugins.commands._pipeline_view import View
 from cco_sidecar_plugins.commands._running import running_settings
 
@@ -180,7 +180,7 @@ class Link:
     def _find_or_start(self) -> Client:
         deadline = time.monotonic() + self.START_SECONDS
         while True:
-            with contextlib.suppress(NotReachable):
+            try:
                 client = self.answering()
                 if self.own and self.own.poll() is None and self._announced():
                     self._keep_log()
@@ -188,6 +188,11 @@ class Link:
                 if self.own is None or self.own.poll() is not None:
                     self.own = None
                     return self._checked(client)
+            except NotAnswering:
+                if self.own is None:  # none can be started beside it
+                    raise
+            except NotReachable:
+                pass
             if self.own is None or self.own.poll() is not None:
                 self._start()
             if time.monotonic() > deadline:

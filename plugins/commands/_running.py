@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from cco_sidecar import Settings, SidecarInfo, default_storage, run_git
+from cco_sidecar import Settings, SidecarInfo, default_storage, lock_file, run_git
 from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._health import LOCAL_SECONDS, ask_health, read_health, url_of_port
@@ -87,6 +87,31 @@ def running_service(settings: Settings) -> SidecarInfo | None:
     """What a service says of itself whose process there is: after a kill -9 it stays announced."""
     info = read_sidecar_json(settings.storage)
     return info if info and psutil.pid_exists(info.pid) else None
+
+
+def about_silent(settings: Settings) -> str:
+    """What to do about the announced service, which let somebody wait, where its process has the storage; "" where no
+    process has.
+    """
+    info = running_service(settings)
+    if not info or not is_locked(settings.storage / "lock"):  # another process may have its pid by now
+        return ""
+    with contextlib.suppress(psutil.Error):
+        if psutil.Process(info.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+            return f"pid {info.pid} is stopped: `kill -CONT {info.pid}` has it go on"
+    again = f"`kill -9 {info.pid}` ends it, then `{own_command(settings)}` starts it again"
+    return f"pid {info.pid} runs and does not answer: look again in a moment, it may be busy; else {again}"
+
+
+def is_locked(path: Path) -> bool:
+    try:
+        with path.open("r+b") as file:
+            lock_file(file.fileno())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def settings_of_tree(settings: Settings, root: Path) -> Settings:

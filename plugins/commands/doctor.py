@@ -59,7 +59,17 @@ from cco_sidecar_plugins._settings import PluginSettings, collected_faults
 from cco_sidecar_plugins._trust import own_certificate
 from cco_sidecar_plugins.agents import launchers
 from cco_sidecar_plugins.commands import _salvage
-from cco_sidecar_plugins.commands._client import Client, Refused, is_own, loaded_plugins, opener_trusting, told_types
+from cco_sidecar_plugins.commands._client import (
+    Client,
+    NotAnswering,
+    NotReachable,
+    Refused,
+    is_own,
+    loaded_plugins,
+    opener_trusting,
+    service_url,
+    told_types,
+)
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
 from cco_sidecar_plugins.commands._running import running_service, running_settings, start_it
@@ -114,20 +124,21 @@ def command_doctor(options: argparse.Namespace) -> int:
 
 def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
     """Print a finding for each check; ``faults`` has what is wrong in settings, which is passed over."""
-    settings = running_settings(settings_from(options))
+    settings, away = running_settings(settings_from(options)), asked_once(options)
     findings: dict[str, Finding] = {}
     if faults:
         findings["settings"] = "bad", f"{'; '.join(faults)}; no start goes on with that, the checks below do without it"
     elif told := warnings_of(typing.cast(PluginSettings, settings)):
         findings["settings"] = "note", "; ".join(told)
     checks: dict[str, Callable[[], str]] = {name: partial(check, settings) for name, check in DOCTOR_CHECKS.items()}
-    checks["plugins"] = partial(check_plugins, options)
-    findings |= {name: examine(check) for name, check in checks.items()}
+    checks["plugins"] = partial(check_plugins, options, away)
+    known = told_by(away, options)
+    findings |= {name: known.get(name) or examine(check) for name, check in checks.items()}
     try:
-        findings |= examine_agents(settings.root, agent_programs(options, typing.cast(PluginSettings, settings)))
+        findings |= examine_agents(settings.root, agent_programs(options, typing.cast(PluginSettings, settings), away))
     except Refused as error:
         findings["agent command"] = "note", f"the running service does not tell: {error}"
-    findings |= examine_log(options) | examine_left_agents(settings)
+    findings |= ({} if away else examine_log(options)) | examine_left_agents(settings)
     with suppress(ImportError):  # its file may be gone
         try:
             findings |= import_module("cco_sidecar_plugins.commands.connect").findings(settings)
@@ -136,6 +147,24 @@ def examine_all(options: argparse.Namespace, faults: list[str]) -> int:
     rows = [{"check": name, "verdict": verdict, "finding": finding} for name, (verdict, finding) in findings.items()]
     show(options, {"checks": rows}, "checks")
     return REFUSED if any(row["verdict"] == "bad" for row in rows) else GOOD
+
+
+def asked_once(options: argparse.Namespace) -> NotReachable | None:
+    """Why nobody answers; None where somebody does. Asked for each check anew, one that hangs takes a minute."""
+    try:
+        Client(options).health()
+    except NotReachable as error:
+        return error
+    except StartError:  # which the checks tell
+        pass
+    return None
+
+
+def told_by(away: NotReachable | None, options: argparse.Namespace) -> dict[str, Finding]:
+    """The findings that follow where the repository's own service lets us wait."""
+    if not isinstance(away, NotAnswering) or service_url(getattr(options, "url", None), os.environ.get("SIDECAR_URL")):
+        return {}
+    return {"service": ("bad", str(away)), "port": ("note", "taken by the running service, which does not answer")}
 
 
 def warnings_of(settings: PluginSettings) -> list[str]:
@@ -410,9 +439,11 @@ def examine_left_agents(settings: Settings) -> dict[str, Finding]:
     return {"agents left": ("note", f"of a service that has ended: {', '.join([*names[:5], *more])}; {how}")}
 
 
-def check_plugins(options: argparse.Namespace) -> str:
+def check_plugins(options: argparse.Namespace, away: NotReachable | None) -> str:
+    if away and getattr(options, "url", None):
+        raise away
     try:
-        loaded, whose = loaded_plugins(options)
+        loaded, whose = loaded_plugins(options, ask=not away)
     except Refused as error:
         if error.status == 401:  # as every other command would hear
             raise StartError(f"the running service does not tell: {error}") from None
@@ -496,10 +527,10 @@ class AgentPrograms(typing.NamedTuple):
     where: str
 
 
-def agent_programs(options: argparse.Namespace, settings: PluginSettings) -> AgentPrograms:
+def agent_programs(options: argparse.Namespace, settings: PluginSettings, away: NotReachable | None) -> AgentPrograms:
     """Those of the running service; where none runs, or options say others, those of the next start. Raises Refused."""
     try:
-        told = None if vars(options).keys() & {"agent_command", "agent_commands"} else told_types(options)
+        told = None if away or vars(options).keys() & {"agent_command", "agent_commands"} else told_types(options)
     except Refused:
         raise
     except StartError:  # which the checks of the service tell

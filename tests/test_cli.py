@@ -1390,6 +1390,49 @@ def test_a_service_that_is_stopped_is_not_called_missing(tmp_path: Path) -> None
     assert "that the next start would load" in checks["plugins"]["finding"]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    """A service of the file alone; the commands that ask it are those of the installation."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "plugins").mkdir()
+    running = Here(folder)
+    running.module = Path(shutil.copy(MODULE, folder))
+    running.start()
+    yield running
+    running.stop()
+    end_stragglers()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "agent list", "results list", "events list", "agent kill --all", "agent logs abcd", "approvals", "export i",
+        "agent spawn --type python-specialist --issue i --task x --wait", "run --issue i --task x", "results get abcd",
+        "agent types --url {url}", "context clear --all",
+    ],
+)  # fmt: skip
+def test_a_command_that_needs_plugins_says_that_the_service_has_none(alone: Here, words: str) -> None:
+    asked = alone.run(*words.format(url=alone.url).split(), cwd=alone.root)
+    assert asked.returncode == 1 and asked.stderr.count("\n") == 1, asked
+    assert "this service runs without plugins: end it, and start it with `" in asked.stderr, asked.stderr
+    assert alone.client().get("/status").json()["agents"]["spawned_total"] == 0
+
+
+def test_a_command_whose_plugin_the_service_lacks_says_how_its_plugins_are_listed(tmp_path: Path) -> None:
+    lacking = shutil.copytree(
+        ROOT / "plugins", tmp_path / "plugins", ignore=shutil.ignore_patterns("logs.py", "runs.py")
+    )
+    here = Here(tmp_path)
+    here.module = Path(shutil.copy(MODULE, lacking.parent))
+    here.start()
+    try:
+        asked = here.run(*"agent spawn --type python-specialist --issue i --task x --wait".split(), cwd=here.root)
+        assert asked.returncode == 1 and "this service lacks the plugin for it: `" in asked.stderr, asked.stderr
+        assert not here.client().get("/api/agents").json()["agents"]
+    finally:
+        here.stop()
+
+
 def test_the_doctor_asks_a_service_that_hangs_once(tmp_path: Path, cco: Callable[..., tuple[int, str, str]]) -> None:
     root, storage = make_repository(tmp_path / "repository"), tmp_path / "storage"
     storage.mkdir(mode=0o700)

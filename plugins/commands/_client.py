@@ -63,6 +63,7 @@ class Refused(StartError):
         except (ValueError, LookupError, TypeError, RecursionError):
             message = f"{status}: {content[:200].decode('utf-8', 'replace')}"
         super().__init__(f"{message}; {advice}" if advice else message, REFUSED)
+        self.unserved = "no plugin in use adds" in str(self.answer.get("message"))
         details = self.answer.get("details")
         self.by_policy = isinstance(details, dict) and "policy" in details
 
@@ -174,7 +175,8 @@ class Client:
         status, answer = self._send(method, path, headers, content, timeout)
         if status >= 300:
             refusal = Refused(status, answer)
-            raise Refused(status, answer, self._about_token(refusal)) if status in (401, 403) else refusal
+            about = self._about_token if status in (401, 403) else self._about_plugins
+            raise Refused(status, answer, about(refusal))
         if accept == "text/markdown" and not answer.startswith(b"{"):
             return answer.decode()
         try:
@@ -245,6 +247,15 @@ class Client:
         renew = "set it to what `cco token --type TYPE` prints"
         what_to_do = f"{renew} where that service runs" if self._given else f"unset it, or {renew}"
         return f"the token is the one of the variable JWT_TOKEN: {what_to_do}"
+
+    def _about_plugins(self, refusal: Refused) -> str:
+        """What to do where the service has no such endpoint, for want of a plugin; "" where it has."""
+        if not refusal.unserved:
+            return ""
+        status, _ = self._send("GET", "/api/plugins", {"Authorization": f"Bearer {self.token}"}, None, 60)
+        if status == 404:
+            return f"this service runs without plugins: end it, and start it with `{self._cco}`"
+        return f"this service lacks the plugin for it: `{self.command('plugins')}` lists what it has"
 
     def _explained(self, error: Exception) -> StartError:
         """Why the request could not be made, and what to do."""

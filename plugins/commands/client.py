@@ -333,6 +333,8 @@ def command_agent_spawn(options: argparse.Namespace) -> int:
         raise StartError(f"--env: {bad[0]!r} must be NAME=VALUE")
     client = Client(options)
     project_of(client, options)
+    if options.wait:
+        check_logs(client)
     body = {"agent_type": options.type, "issue_id": options.issue, "task": options.task, "priority": options.priority}
     body |= {"environment": {name: value for name, _, value in pairs}, "context_requirements": options.require or []}
     with telling_of_a_cut(client, f"agent list --issue {options.issue}"):
@@ -341,6 +343,15 @@ def command_agent_spawn(options: argparse.Namespace) -> int:
         shown = {} if options.format in ("json", "yaml", "csv") else {"jwt_token": "(shown by --format json)"}
         return show(options, spawned | shown)
     return follow_agent(client, options, spawned["agent_id"])
+
+
+def check_logs(client: Client) -> None:
+    """Raises Refused where agents' output cannot be read: one that is started could not be waited for."""
+    try:
+        client.call("GET", "/api/agents/none/logs")
+    except Refused as refusal:
+        if refusal.unserved or refusal.status != 404:
+            raise
 
 
 def follow_agent(client: Client, options: argparse.Namespace, agent_id: str) -> int:

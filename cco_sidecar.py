@@ -594,14 +594,13 @@ class Hooks:
                 raise StartError(f"{settings.where('plugins')}: {problem}") from None
 
     def banner_lines(self, settings: Settings) -> list[str]:
-        """The banner's lines on plugins, and on how to get a token."""
+        """The banner's lines on plugins and tokens."""
         own = [plugin.name for plugin in self.loaded if plugin.source != "built in"]
-        program = ["uv", "run"] if "UV" in os.environ else [sys.executable]
         flags = [f"--{name}={getattr(settings, name)}" for name in ("root", "project", "storage")]
         return [
             f"  Plugins:  {', '.join([*own, '0 bundled'])}",
             f"  Alone:    {ALONE}: {ABSENT}",
-            f"  Token:    {clean_text(shlex.join([*program, *sys.argv[:1], *flags]))} token --type python-specialist",
+            f"  Token:    {own_command(*flags)} token --type python-specialist",
         ]
 
     def register(self, plugin: object, name: str) -> list[str]:
@@ -4038,12 +4037,12 @@ class Program:
             return 130
 
     def parse(self, words: list[str]) -> argparse.Namespace:
-        parser = CommandParser(prog="cco", parents=[option_parser()], allow_abbrev=False)
+        parser = CommandParser(prog=own_command(), parents=[option_parser()], allow_abbrev=False)
         parser.usage = "%(prog)s [serve | token --type TYPE] [OPTIONS]"
-        parser.description = "Serves a repository to a team of agents, or prints a token for an agent."
+        parser.description = "Serves a repository to agents, or prints a token."
         parser.epilog = "Exit codes: 0 good, 1 refused, 2 wrong use."
         parser.add_argument("--version", action="version", version=f"cco {__version__}")
-        parser.add_argument("--type", help="of a token: agent type, for example python-specialist")
+        parser.add_argument("--type", help="a token's agent type, such as python-specialist")
         options, rest = parser.parse_known_args(words)
         command = rest.pop(0) if rest[:1] in (["serve"], ["token"]) else "serve"
         if command == "serve" and options.type is not None:
@@ -4051,12 +4050,18 @@ class Program:
         if rest:
             raise StartError(f"{rest[0]}: no such command or option, see --help; {ABSENT}", WRONG_USE)
         if command == "token" and options.type is None:
-            parser.error("the following arguments are required: --type")
-        for name in sorted(name for name in os.environ if name.startswith("CCO_SIDECAR_")):
-            if name.removeprefix("CCO_SIDECAR_").lower() not in option_table():  # perhaps a plugin's
+            parser.error("token needs --type")
+        for name in sorted(os.environ):
+            option = name.removeprefix("CCO_SIDECAR_")
+            if option != name and option.lower() not in option_table():  # perhaps a plugin's
                 raise StartError(f"{name}: no such option; {ABSENT}")
         options.run = command_token if command == "token" else command_serve
         return options
+
+
+def own_command(*flags: str) -> str:
+    program = ["uv", "run"] if "UV" in os.environ else [sys.executable]
+    return clean_text(shlex.join([*program, *sys.argv[:1], *flags]))
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -1532,6 +1532,9 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
                   "serve --help", "token --help", "--version"):  # fmt: skip
         ended = run(*words.split(), cwd=repository, module=alone, **state)
         assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout, words
+        assert "help" not in words or ended.stdout.startswith(
+            f"usage: {sys.executable} {alone} [serve | token --type TYPE]"
+        )
     for command in ("health", "plugins", "agent list", "results", "run", "schema"):
         line = refusal(run(*command.split(), "--format", "json", cwd=repository, module=alone))
         first = command.split()[0]
@@ -1543,8 +1546,8 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
 
 @pytest.mark.parametrize(("words", "said"), [
     ("tokn", "tokn: no such command or option, see --help; is plugins/ "), ("--prot 1", "--prot: no such command or option, see --help; is "),
-    ("token", "the following arguments are required: --type"), ("token --type x --prot 1", "--prot: no such command or option"),
-    ("token --type", "--type: expected one argument"), ("--port", "--port: expected one argument"), ("--port x", "--port: 'x' must be"),
+    ("token", "token needs --type (see {cco} --help)\n"), ("token --type x --prot 1", "--prot: no such command or option"),
+    ("token --type", "--type: expected one argument"), ("--port", "--port: expected one argument (see {cco} --help)\n"), ("--port x", "--port: 'x' must be"),
     ("--plugins nowhere", "--plugins: plugin nowhere: ImportError: it is not there\n"),
     ("token --type qa-enginer --plugins README.md", "--plugins: plugin README: "),
     ("token --type qa-enginer", "--type: Unknown agent type qa-enginer\n"),
@@ -1552,7 +1555,8 @@ def test_the_file_alone_has_the_commands_that_need_no_service_and_says_where_the
     ("serve x", "x: no such command or option"), ("\x1b[2J", " [2J: no such command"), ("--type x", "--type: no such command"),
 ])  # fmt: skip
 def test_wrong_use_of_the_file_alone_is_one_line(repository: Path, alone: Path, words: str, said: str) -> None:
-    assert refusal(run(*words.split(), cwd=repository, module=alone)).startswith(f"cco: {said}")
+    line = refusal(run(*words.split(), cwd=repository, module=alone))
+    assert line.startswith(f"cco: {said.format(cco=f'{sys.executable} {alone}')}")
 
 
 @pytest.mark.parametrize(

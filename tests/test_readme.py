@@ -485,14 +485,34 @@ def test_nothing_else_was_written(reader: Reader) -> None:
     assert git(reader.repository, "status", "--porcelain") == ""
 
 
-def test_the_last_line_of_the_tours_agent_is_its_own_also_where_no_result_is_stored(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("agent_type", "code"), [("python-specialist", 1), ("documentation-expert", 0)])
+def test_the_tours_agent_fails_with_a_last_line_of_its_own_where_its_result_is_not_stored(
+    tmp_path: Path, agent_type: str, code: int
+) -> None:
     script = re.findall(r"(?s)cat > agent\.sh <<'EOF'\n(.*?)\nEOF\n", README)[0]
     (tmp_path / "context.json").write_text('{"context": {"relevant_files": []}}')
     (tmp_path / "header").write_text("Authorization: Bearer none")
     names = {"CCO_CONTEXT_FILE": "context.json", "CCO_HEADER_FILE": "header", "SIDECAR_URL": "nothing://nobody"}
+    names["AGENT_TYPE"] = agent_type
     ended = subprocess.run(
         ["sh", "-c", script], cwd=tmp_path, env=clean_environment(**names), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=30,
     )  # fmt: skip
     lines = ended.stdout.splitlines()
-    assert (ended.returncode, lines[-1]) == (0, "I stored no result") and lines[-2].startswith("curl: "), ended.stdout
+    assert ended.returncode == code
+    if code:
+        assert lines[-1] == "I stored no result" and lines[-2].startswith("curl: "), ended.stdout
+
+
+@pytest.mark.parametrize(("manual", "name"), [("README.md", "agent.sh"), ("plugins/README.md", "team.sh")])
+def test_an_agent_of_the_manual_whose_result_is_refused_has_failed(
+    make_service: Callable[..., Service], tmp_path: Path, manual: str, name: str
+) -> None:
+    (script,) = re.findall(rf"(?ms)^cat > \S*{name} <<'EOF'\n(.*?)^EOF$", (ROOT / manual).read_text())
+    (tmp_path / name).write_text(script)
+    service = make_service("--agent-command", f"sh {tmp_path / name}", "--no-synthesis")
+    body = {"agent_type": "python-specialist", "issue_id": "i", "permissions": ["read_context"]}
+    agent_id = service.client().post("/api/agents/spawn", body).json()["agent_id"]
+    status = until(lambda: (now := service.client().get(f"/api/agents/{agent_id}/status").json())["ended_at"] and now)
+    assert status["state"] == "failed" and status["exit_code"] > 0, status
+    assert service.client().get("/status").json()["storage"]["results_stored"] == 0

@@ -540,6 +540,22 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
 
 
 @pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("src/main.py {task}", "main.py: there and cannot be run: chmod +x it, or name the program that runs it"),
+        ("./src {task}", "src: a folder, which cannot be run"),
+        ("./nowhere.sh {task}", "nowhere.sh: not there, seen from the repository's root"),
+    ],
+)
+def test_a_spawn_of_what_cannot_be_run_says_what_to_do(
+    make_service: Callable[..., Service], command: str, told: str
+) -> None:
+    client = make_service("--agent-command", command).client()
+    refused = client.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i"})
+    assert refused.status_code == 500 and refused.json()["message"] == f"Agent spawn failed: {told}", refused.text
+
+
+@pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--agent-command", "no-such-program {task}"],
@@ -552,9 +568,10 @@ def test_an_agent_that_cannot_work_ends_at_once_and_says_why(make_service: Calla
          "--agent-command: no agent can be started: bin/README.md is not there, seen from the repository's root,"
          " did you mean ./README.md?"),
         (["--agent-command", "src/main.py {task}"],
-         "--agent-command: no agent can be started: src/main.py is there and cannot be run"),
+         "--agent-command: no agent can be started: src/main.py is there and cannot be run: chmod +x it, or name the program"
+         " that runs it"),
         (["--agent-commands", '{"qa-engineer": "./src"}'],
-         "--agent-commands: no agent of the type qa-engineer can be started: ./src is there and cannot be run"),
+         "--agent-commands: no agent of the type qa-engineer can be started: ./src is a folder, which cannot be run"),
         (["--agent-command", "./" + "x" * 300],
          f"--agent-command: no agent can be started: ./{'x' * 300} is not there, seen from the repository's root"),
         (["--agent-command", "/nowhere/agent.sh"],

@@ -347,17 +347,22 @@ def how_to_have(name: str, root: Path) -> str:
 
 def find_program(word: str, root: Path, path: str | None = None) -> str:
     """The file that a command's first word names, as a shell in ``root`` would find it, with this PATH or else ours.
-    Raises FileNotFoundError, or PermissionError where it is there and cannot be run.
+    Raises FileNotFoundError, or PermissionError where it is there and cannot be run, with what to do.
     """
     says_where = bool(os.path.dirname(word))
     found = shutil.which(str(root / word) if says_where else word, path=path)
     if found is None:
         reason = errno.EACCES if says_where and os.path.exists(root / word) else errno.ENOENT
         problem = os.strerror(reason)
-        if reason == errno.ENOENT and not os.path.isabs(word):
+        if reason == errno.EACCES:
+            problem = "a folder, which cannot be run" if os.path.isdir(root / word) else NOT_EXECUTABLE
+        elif not os.path.isabs(word):
             problem = f"not {place_of(word)}{'' if says_where else how_to_have(word, root)}"
         raise OSError(reason, problem, word)
     return os.path.abspath(found)
+
+
+NOT_EXECUTABLE = "there and cannot be run: chmod +x it, or name the program that runs it"
 
 
 def place_of(word: str) -> str:
@@ -457,8 +462,8 @@ def problems_of(command: Sequence[str], root: Path, who: str) -> Iterator[str]:
     try:
         if "{" not in word:
             find_program(word, root)
-    except PermissionError:
-        yield f"no {who} can be started: {shown} is there and cannot be run"
+    except PermissionError as error:
+        yield f"no {who} can be started: {shown} is {error.strerror}"
     except FileNotFoundError:
         yield f"no {who} can be started: {shown} is not {place_of(word)}{program_near(name, root)}"
     yield from words_amiss(command)

@@ -574,8 +574,8 @@ def examine_program(root: Path, word: str) -> Finding:
     """
     try:
         path = launchers.find_program(word, root)
-    except PermissionError:
-        return "bad", f"{word} is there and cannot be run: chmod +x it, or name the program that runs it"
+    except PermissionError as error:
+        return "bad", f"{word} is {error.strerror}"
     except FileNotFoundError:
         return "bad", f"{word} is not {launchers.place_of(word)}{launchers.how_to_have(word, root)}"
     name = Path(word).stem

@@ -1909,6 +1909,18 @@ def test_sections_that_cannot_be_taken_are_passed_over(make_service: MakeService
     assert "plugin theirs: context_section: " in service.log
 
 
+@pytest.mark.parametrize(
+    ("answer", "written"),
+    [("{'a'}", ["a"]), ("(1, 2)", [1, 2]), ("datetime.date(2026, 1, 31)", "2026-01-31"), ("b'ab'", "YWI=")],
+)
+def test_what_a_section_has_beside_the_types_of_json_is_written_by_them(
+    make_service: MakeService, tmp_path: Path, answer: str, written: Any
+) -> None:
+    source = "import datetime\nfrom cco_sidecar import hookimpl\n@hookimpl\ndef context_section():\n"
+    write(tmp_path / "plugins/theirs.py", f"{source}    return {{'more': {answer}}}\n")
+    assert context_of(make_service("--plugins", str(tmp_path / "plugins")).client())["more"] == written
+
+
 @pytest.mark.needs_plugin("context/issue_files asks plugins about issues")
 def test_a_plugin_that_knows_issues_gives_the_task_or_says_that_there_is_none(
     make_service: MakeService, tmp_path: Path

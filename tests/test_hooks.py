@@ -1628,6 +1628,25 @@ def test_the_example_of_the_readme_is_a_plugin_that_does_what_is_said(
     assert service.client("operator").get("/api/agents").status_code == client.get("/api/plugins").status_code == 200
 
 
+def test_the_example_of_routing_goes_by_what_the_agent_wrote(
+    tmp_path: Path, make_service: Callable[..., Service]
+) -> None:
+    chapter = (ROOT / "plugins/README.md").read_text().partition("\n## Your own plugins\n")[2].partition("\n## ")[0]
+    [code] = re.findall(r"```python\n(.*?)```", chapter, re.S)
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "example.py").write_text(code)
+    service = make_service("--plugins", str(tmp_path / "plugins"))
+    again, routed = "coding-failure: another attempt", "house rule: a flaky test is the tester's"
+    cases = {"flaky": (["the test is flaky"], routed), "other": (["x"], again), "none": ([], again)}
+    for issue, (decisions, reason) in cases.items():
+        stored = service.client().store(issue=issue, status="failed", decisions=decisions)
+        assert [each["reason"] for each in stored["next_agents"]] == [reason], issue
+    assert [each["reason"] for each in service.client().store(issue="absent", status="failed")["next_agents"]] == [
+        again
+    ]
+    assert "plugin example" not in service.log
+
+
 def test_the_chapter_on_your_own_plugins_names_every_hook() -> None:
     chapter = (ROOT / "plugins/README.md").read_text().partition("\n## Your own plugins\n")[2].partition("\n## ")[0]
     assert {name for name in EXERCISED if f"`{name}`" not in chapter} == set()

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import jwt
@@ -45,7 +45,7 @@ from conftest import (
 )
 
 import cco_sidecar
-from cco_sidecar import default_storage
+from cco_sidecar import default_storage, import_file
 
 AGENT = """
 import os, sys, time
@@ -139,6 +139,7 @@ EXAMPLES = {  # what follows a command's name; {result} and {agent} are ids that
     "plugins": "",
     "health": "",
     "status": "",
+    "issues": "--since earliest",
     "context get": "cli-1 test-engineer --task greet --max-files 3",
     "context refresh": "--issue cli-1 --agent-type test-engineer",
     "context clear": "--all",
@@ -160,7 +161,7 @@ TOLD_ELSEWHERE |= {"approvals", "approve", "deny", "answer", "hook", "wait", "da
 GROUPS = {name for name, parser in every_command().items() if name and parser.commands}
 KEYS = {  # what a table and its CSV show, and what JSON has beyond it
     "health": "checks.storage", "status": "agents.active", "context get": "path", "results list": "issue_id", "results get": "result.status",
-    "events list": "event_id", "agent list": "state", "agent status": "output_tail", "agent types": "category", "plugins": "hooks",
+    "events list": "event_id", "agent list": "state", "issues": "issue_id", "agent status": "output_tail", "agent types": "category", "plugins": "hooks",
     "doctor": "verdict", "agent spawn": "agent_id", "results store": "event_id", "events publish": "subscribers_notified",
 }  # fmt: skip
 
@@ -307,6 +308,31 @@ def test_a_list_with_nothing_in_it_says_so(cco: Callable[..., tuple[int, str, st
     assert cco("results", "list", "--issue", "nowhere", "--format", "csv") == (0, "", "")
     code, out, _ = cco("results", "list", "--issue", "nowhere", "--format", "json")
     assert code == 0 and json.loads(out) == {"results": [], "next_cursor": None, "has_more": False}
+
+
+def test_the_issues_are_listed_with_how_each_stands(
+    here: Here, cco: Callable[..., tuple[int, str, str]], ids: dict[str, str]
+) -> None:
+    here.client().store(issue="cli-failed", status="failed")
+    listed = json.loads(cco("issues", "--format", "json")[1])
+    assert listed == here.client().get("/api/issues").json() and listed["issues"][-1]["issue_id"] == "cli-failed"
+    head, *rows = cco("issues", "--state", "failed", "--limit", "1")[1].splitlines()
+    assert head.split() == ["ISSUE_ID", "STATE", "WORKING", "RESULTS", "LAST_AT", "TITLE"]
+    assert [row.split()[:4] for row in rows] == [["cli-failed", "failed", "-", "1"]]
+    code, _, err = cco("issues", "--state", "faild")
+    assert code == 2 and "did you mean failed?" in err
+    for state in get_args(import_file(ROOT / "plugins/agents/_story_issues.py").IssueState):
+        assert cco("issues", "--state", state)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["export cli-1 -o {path}", "export cli-1 --output {path}", "context get cli-1 qa-engineer -o {path}"]
+)
+def test_what_is_printed_is_written_into_a_file(
+    tmp_path: Path, cco: Callable[..., tuple[int, str, str]], ids: dict[str, str], words: str
+) -> None:
+    code, _, err = cco(*words.format(path=tmp_path / "file").split())
+    assert (code, err) == (0, "") and "cli-1" in (tmp_path / "file").read_text()
 
 
 def test_what_an_agent_says_cannot_steer_the_terminal(here: Here, cco: Callable[..., tuple[int, str, str]]) -> None:

@@ -165,7 +165,6 @@ def test_the_one_argument_that_is_missing_is_explained(words: str, told: str, cc
         ("ps", ", did you mean agent list?"),
         ("list", ", did you mean agent list, events list or results list?"),
         ("ui", ", did you mean dashboard?"),
-        ("issues", "; cco dashboard shows them, cco export ISSUE one's whole story"),
         ("issue i-1", "; cco export ISSUE shows its whole story, cco results list --issue ISSUE what was done"),
         ("init", "; nothing is to be set up"),
         ("shutdown", "; the service stops on Ctrl-C"),

@@ -195,6 +195,23 @@ def agent_line(row: dict[str, Any]) -> dict[str, str]:
     return {"id": short_id(row["agent_id"]), **names, **facts, "task": first_line(row.get("task") or "")}
 
 
+def issue_record(row: dict[str, Any]) -> dict[str, Any]:
+    names = "issue_id state title source results waiting_for_people cost_usd tokens first_at last_at"
+    working = "; ".join(agent["agent_id"] for agent in row["working"])
+    return {name: row[name] for name in names.split()} | {"working": working, "agents": sum(row["agents"].values())}
+
+
+def issue_line(row: dict[str, Any]) -> dict[str, str]:
+    working = ", ".join(agent["agent_type"] for agent in row["working"])
+    facts = {
+        "state": row["state"],
+        "working": working or "-",
+        "results": str(row["results"]),
+        "last_at": row["last_at"],
+    }
+    return {"issue_id": row["issue_id"], **facts, "title": first_line(row["title"] or "")}
+
+
 def short_id(text: str) -> str:
     """What is enough to type of an id: the beginning of its random part."""
     return random_part(text)[:8]
@@ -208,11 +225,12 @@ def first_line(text: str) -> str:
     return next(iter(text.strip().splitlines()), "")
 
 
-SPARE = ("timestamp", "stored_at", "started_at", "time", "issue_id", "result")  # left out in this order
+SPARE = ("timestamp", "stored_at", "started_at", "last_at", "time", "issue_id", "result")  # left out in this order
 
 Row = dict[str, Any]
 LISTS: dict[str, tuple[Callable[[Row], Row], Callable[[Row], dict[str, str]]]] = {  # list: its rows in CSV, in a table
     "results": (result_record, result_line),
     "events": (event_record, event_line),
     "agents": (agent_record, agent_line),
+    "issues": (issue_record, issue_line),
 }

@@ -420,7 +420,6 @@ OTHER_WORDS = {  # how other programs call what we have
     "ps": ", did you mean agent list?",
     "ls": ", did you mean agent list?",
     "list": ", did you mean agent list, events list or results list?",
-    "issues": "; cco dashboard shows them, cco export ISSUE one's whole story",
     "issue": "; cco export ISSUE shows its whole story, cco results list --issue ISSUE what was done",
     "ui": ", did you mean dashboard?",
     "open": ", did you mean dashboard?",

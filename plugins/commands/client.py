@@ -1,4 +1,4 @@
-"""The commands that talk to a running service: health, status, context, results, events and agent.
+"""The commands that talk to a running service: health, status, issues, context, results, events and agent.
 
 Each is a row of COMMANDS and a function that makes one call or follows something with several. ``Client`` finds the
 service and speaks for the user, ``show`` prints the answer as --format wants it, lists and contexts are printed by the
@@ -74,6 +74,11 @@ def command_health(options: argparse.Namespace) -> int:
 
 def command_status(options: argparse.Namespace) -> int:
     return show(options, Client(options).call("GET", "/status"))
+
+
+def command_issues(options: argparse.Namespace) -> int:
+    query = {"state": options.state, "since": options.since, "limit": options.limit}
+    return show_list(options, Client(options).call("GET", "/api/issues", query=query), "issues")
 
 
 # -- contexts
@@ -701,15 +706,19 @@ SINCE_OPTION = arg("--since", type=time_ago, metavar="TIME|ID", help="after this
 AGENT_ARGUMENT = arg("id", type=part_of_id, metavar="ID", help="agent id, enough of its beginning or end, or its type")
 PRIORITIES = ("low", "normal", "high", "critical")
 STATUSES = ("success", "failed", "partial")
+ISSUE_STATES = ("open", "working", "waiting", "failed", "done", "idle")
 
 COMMANDS = {
     "health": Command("ask whether the service works", command_health, section="Look"),
     "status": Command("show what happened so far", command_status, section="Look"),
+    "issues": Command("list the issues and how each stands, newest last", command_issues, [
+        arg("--state", choices=ISSUE_STATES, help="which stand so"), SINCE_OPTION, LIMIT_ARGUMENT],
+        section="Look"),
     "context": Command("contexts of agents", section="Agents and what they exchange"),
     "context get": Command("show a context, its files with the reason for each", command_context_get, [
         arg("issue", metavar="ISSUE", help="issue id"), arg("type", metavar="TYPE", help="agent type"),
         TASK_ARGUMENT,
-        arg("--output", metavar="PATH", help="write it there, as JSON unless --format says otherwise"),
+        arg("-o", "--output", metavar="PATH", help="write it there, as JSON unless --format says otherwise"),
         arg("--max-bytes", type=number(0), metavar="N", help="how large it may be (default: 10 MB)"),
         arg("--max-tokens", type=number(0), metavar="N", help="at 4 bytes each"),
         arg("--max-files", type=number(0), metavar="N", help="how many files may be in it (default: 50)"),

@@ -18,7 +18,7 @@ def register_commands(commands: Any) -> None:
     add_commands(commands, {
         "export": Command("write an issue's whole story as one file", command_export, [
             arg("issue", metavar="ISSUE", help="issue id"),
-            arg("--output", metavar="FILE", help="write it there (default: standard output)")],
+            arg("-o", "--output", metavar="FILE", help="write it there (default: standard output)")],
             formats=("markdown", "json"), section="Agents and what they exchange"),
     })  # fmt: skip
 

@@ -19,6 +19,7 @@ import importlib.metadata
 import inspect
 import logging
 import sys
+import threading
 import traceback
 import types
 import typing
@@ -147,6 +148,16 @@ class LoadedPlugin(Plugin):
     faulty: bool = False
     failures: int = 0
     failure: str | None = None
+
+
+class Failing(threading.local):
+    """``names``: the plugins that failed when this thread asked them, since whoever wants to know cleared it."""
+
+    def __init__(self) -> None:
+        self.names = set[str]()
+
+
+failing = Failing()
 
 
 class SafeHooks(Hooks):
@@ -356,6 +367,7 @@ class SafeHooks(Hooks):
             raise error
         if isinstance(error, KeyboardInterrupt):  # the user's, while we waited: a plugin's own is a Raised
             raise error
+        failing.names.add(row.plugin)
         code: Any = getattr(inspect.unwrap(row.function), "__code__", None)
         place = (code.co_filename, code.co_firstlineno) if code else ("", 0)
         failure = f"{row.hook}: {self.describe(error, *place)}"

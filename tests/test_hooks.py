@@ -437,6 +437,46 @@ def test_a_section_that_is_nonsense_leaves_the_built_in_one_in_place(plugged: Se
     assert answer.json()["context"]["relevant_files"] and answer.json()["context"]["metadata"]["dependencies"]
 
 
+AWAY_FOR_A_WHILE = """
+import os, time
+def value():
+    while os.path.exists({flag!r}):
+        {failure}
+    return {value}
+@hookimpl
+def {hook}(request):
+    return value()
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "failure", "value"),
+    [
+        ("context_section", "raise OSError('the service behind it is away')", "{'weather': 'fine'}"),
+        ("context_section", "time.sleep(0.05)", "{'weather': 'fine'}"),
+        ("context_section", "return {'relevant_files': 7}", "{'weather': 'fine'}"),
+        ("context_section", "return {'weather': object()}", "{'weather': 'fine'}"),
+        ("rank_files", "return 1 / 0", "[cco_sidecar.RankedFile('src/greeting.py', 1.0, ['as the weather says'])]"),
+    ],
+)
+def test_a_context_that_lacks_what_a_plugin_failed_to_give_says_so_and_is_not_kept(
+    make_service: Callable[..., Service], tmp_path: Path, hook: str, failure: str, value: str
+) -> None:
+    flag = tmp_path / "away"
+    flag.touch()
+    code = AWAY_FOR_A_WHILE.format(flag=str(flag), failure=failure, hook=hook, value=value)
+    client = make_service("--plugins", str(write_plugins(tmp_path / "more", {"theirs": code}))).client()
+    path = "/api/context/issue-1/python-specialist"
+    until(lambda: client.get(path).json()["context"]["metadata"]["index"] == "ready")
+    lacking = client.get(path)
+    assert lacking.json()["context"]["metadata"]["plugins_failed"] == ["theirs"] and "weather" not in lacking.text
+    flag.unlink()
+    whole = client.request("GET", path, headers={"If-None-Match": lacking.headers["ETag"]})
+    assert whole.status_code == 200 and "weather" in whole.text and not whole.json()["cache_hit"]
+    assert "plugins_failed" not in whole.json()["context"]["metadata"]
+    assert client.get(path).json()["cache_hit"] is True
+
+
 def test_a_plugin_knows_an_issue_or_that_there_is_none(plugged: Service, issue: str) -> None:
     client = plugged.client()
     gone = client.get(f"/api/context/gone-{issue}/python-specialist")

@@ -51,7 +51,9 @@ def explain(options: argparse.Namespace, context: dict[str, Any]) -> int:
     show_files(options, rows)
     metadata = context["context"]["metadata"]
     matched = "; no word of the task occurs" if metadata["task_matched"] is False else ""
-    tell(f"{sums_of(context)}; index {metadata['index']}{matched}\n")
+    failed = metadata.get("plugins_failed", [])
+    absent = f"; without what plugins could not give: {', '.join(failed)}" if failed else ""
+    tell(f"{sums_of(context)}; index {metadata['index']}{matched}{absent}\n")
     return GOOD
 
 

@@ -41,6 +41,7 @@ from cco_sidecar import (
     redact,
 )
 from cco_sidecar_plugins._files import content_of
+from cco_sidecar_plugins._hooks import failing
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents._reader import BriefQuery, Reader, ReadingLauncher, brief_query
@@ -217,7 +218,9 @@ class BriefContexts(Contexts):
         if not shared or not (known := shared.of(request, request.outputs, request.project.digest)):
             return super().sections(request)
         _, whole, lean = known
-        return Redacted(msgspec.json.decode(lean if request.reader else whole))
+        sections = Redacted(msgspec.json.decode(lean if request.reader else whole))
+        failing.names.update(sections["metadata"].get("plugins_failed", ()))
+        return sections
 
     def redacted(self, sections: Sections) -> Sections:
         return dict(sections) if isinstance(sections, Redacted) else super().redacted(sections)

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import math
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,12 @@ import msgspec
 
 from cco_sidecar import (
     ApiError,
+    BuiltContext,
+    ContextKey,
     ContextRequest,
     Contexts,
     GitContext,
+    ProjectState,
     Sections,
     checksum,
     clean_text,
@@ -29,6 +33,7 @@ from cco_sidecar import (
     log,
     one_line,
 )
+from cco_sidecar_plugins._hooks import failing
 from cco_sidecar_plugins.context._sections import SECTION_TYPES
 from cco_sidecar_plugins.context.keywords import WORDS, task_words
 
@@ -47,7 +52,9 @@ def part_class(base: type) -> type | None:
 
 
 class BoundedContexts(Contexts):
-    """Passes over sections for which there is no room, and those that are not what their names say."""
+    """Passes over sections for which there is no room, and those that are not what their names say. A context names the
+    plugins that failed while it was built, and is not kept where there are any.
+    """
 
     def start(self) -> None:
         for shape in SECTION_TYPES.values():  # msgspec 0.22 crashes where two threads are the first to use a type
@@ -55,6 +62,11 @@ class BoundedContexts(Contexts):
         named = {str(name) for _, names in self._hooks.ask("section_files") for name in names}
         self.project.also = sorted({*self.project.also, *named})
         super().start()
+
+    def _build(self, key: ContextKey, rows: list[bytes], state: ProjectState, etag: str) -> BuiltContext:
+        failing.names.clear()
+        fresh, shared, etag = super()._build(key, rows, state, etag)
+        return fresh, shared, f'W/"{secrets.token_hex(16)}"' if failing.names else etag
 
     def sections(self, request: ContextRequest) -> Sections:
         sections: Sections = {}
@@ -83,8 +95,11 @@ class BoundedContexts(Contexts):
                 sections |= given
             except (TypeError, ValueError, LookupError, AttributeError) as error:
                 log.warning("plugin %s: context_section: %s", name, one_line(error))
+                failing.names.add(name)
         if missing := SECTION_TYPES.keys() - sections.keys():
             raise RuntimeError(f"sections {sorted(missing)} could not be made")
+        if failing.names:
+            sections["metadata"]["plugins_failed"] = sorted(failing.names)
         more = [name for name in sections if name not in SECTION_TYPES]
         return {name: sections[name] for name in [*SECTION_TYPES, *more]}
 

@@ -150,6 +150,10 @@ class PreviousOutput(Struct):
 
 TASK_MATCHED = "Whether any word of the task occurs; false: the files are in the order without a task. Null: no task."
 
+PLUGINS_FAILED = (
+    "Plugins whose part is missing, as they failed or took too long; such a context is made anew next time."
+)
+
 
 class ProjectMetadata(Struct):
     """What the project's manifests and report files say; null where they say nothing."""
@@ -165,6 +169,7 @@ class ProjectMetadata(Struct):
     redactions: int
     index: Literal["ready", "building"]
     task_matched: Annotated[bool | None, Meta(description=TASK_MATCHED)]
+    plugins_failed: Annotated[list[str] | UnsetType, Meta(description=PLUGINS_FAILED)] = UNSET
 
 
 class ContextSections(Struct):

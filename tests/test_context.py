@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -277,6 +278,52 @@ def test_a_detached_head_has_no_branch(make_service: MakeService, repository: Pa
     found = context_of(make_service().client())["git_context"]
     assert found["branch"] is None
     assert [commit["message"] for commit in found["recent_commits"]] == ["Initial commit"]
+
+
+@pytest.mark.needs_plugin("context/project_index tells what git waits to go on with")
+@pytest.mark.parametrize(
+    ("begin", "end", "told", "conflict"),
+    [
+        ("merge other", "merge --abort", "merge of other", True),
+        ("rebase other", "rebase --abort", "rebase of main", True),
+        ("cherry-pick other", "cherry-pick --abort", "cherry-pick of {other}", True),
+        ("revert HEAD~1", "revert --abort", "revert of {last}", True),
+        ("merge --no-commit --no-ff beside", "merge --abort", "merge of beside", False),
+        ("cherry-pick other", "cherry-pick --quit", "cherry-pick of {other}", True),
+        ("bisect start", "bisect reset", "bisect from main", False),
+        ("stash pop", "reset -q --hard", None, True),
+    ],
+)
+def test_what_git_waits_to_go_on_with_and_what_is_in_conflict_is_told_until_it_is_over(
+    fresh: Service, begin: str, end: str, told: str | None, conflict: bool
+) -> None:
+    root, client = fresh.root, fresh.client()
+    commits = [("main", "before", "README.md"), ("beside", "beside", "beside.md"), ("other", "other", "README.md")]
+    for branch, text, name in [*commits, ("main", "after", "README.md")]:
+        git(root, "checkout", "-q", *([branch] if branch == "main" else ["-b", branch, "main"]))
+        write(root / name, f"{text}\n")
+        git(root, "add", "-A")
+        git(root, "commit", "-q", "-m", f"To be {text}")
+    write(root / "README.md", "stashed\n")
+    git(root, "stash", "-q")
+    write(root / "README.md", "meanwhile\n")
+    git(root, "commit", "-q", "-a", "-m", "To be meanwhile")
+    hashes = {name: git(root, "rev-parse", ref)[:10] for name, ref in (("other", "other"), ("last", "HEAD~1"))}
+
+    def state() -> tuple[str | None, set[str]]:
+        found = context_of(client)["git_context"]
+        return found.get("in_progress"), {each["path"] for each in found["uncommitted_changes"] if each.get("conflict")}
+
+    assert state() == (None, set())
+    with contextlib.suppress(subprocess.CalledProcessError):  # a conflict
+        git(root, *begin.split())
+    assert state() == (told and told.format(**hashes), {"README.md"} if conflict else set())
+    brief = client.request("GET", "/api/context/issue-1/python-specialist", headers={"Accept": "text/markdown"}).text
+    assert (f"In progress: `{told.format(**hashes)}`, " if told else "\n1 file in conflict.") in brief
+    assert ("- in conflict `README.md`" in brief) is conflict
+    git(root, *end.split())
+    over = end.endswith("--quit")  # which leaves the tree as it is
+    assert state() == (None, {"README.md"} if over else set())
 
 
 @pytest.mark.needs_plugin("context/project_index counts lines before the first commit")

@@ -21,7 +21,6 @@ from typing import Any
 import msgspec
 
 from cco_sidecar import (
-    Change,
     Commit,
     FileFact,
     GitContext,
@@ -37,6 +36,8 @@ from cco_sidecar import (
     split_z,
 )
 from cco_sidecar_plugins.context._fingerprints import MAX_INT64
+from cco_sidecar_plugins.context._pipes import pointer
+from cco_sidecar_plugins.context._sections import GitChange, GitState
 from cco_sidecar_plugins.context._urls import without_credentials
 from cco_sidecar_plugins.context._withheld import is_secret, own_files
 
@@ -174,7 +175,7 @@ def is_damaged(root: Path) -> bool:
 def read_git(root: Path, prefix: str | None) -> tuple[GitContext, str | None]:
     """(state of the repository, the commit that is checked out). Blocks."""
     if prefix is None:
-        return GitContext(None, [], [], None, None), None
+        return GitState(None, [], [], None, None), None
     latest, remote = in_thread("git", lambda: read_commits(root)), in_thread("git", lambda: read_remote(root))
     try:
         branch, codes = read_status(root, prefix)
@@ -183,7 +184,29 @@ def read_git(root: Path, prefix: str | None) -> tuple[GitContext, str | None]:
         named = os.fsdecode(run_git(root, "symbolic-ref", "--short", "HEAD") or b"")
         branch, codes = clean_text(named.removesuffix("\n")) or None, []
     changes, (commits, head) = describe_changes(codes, line_counts(root, codes)), latest.result()
-    return GitContext(branch, commits, changes, *remote.result()), head
+    folder = os.fsdecode(run_git(root, "rev-parse", "--absolute-git-dir") or b"").removesuffix("\n")
+    return GitState(branch, commits, changes, *remote.result(), in_progress(Path(folder))), head
+
+
+def in_progress(folder: Path) -> str | None:
+    """What git waits to go on with, by the files in its ``folder``; None where nothing is. Blocks."""
+    for name, operation in OPERATIONS.items():
+        if not os.path.lexists(folder / name):
+            continue
+        of = pointer(folder / name / "head-name" if name.startswith("rebase") else folder / name).partition("\n")[0]
+        if name == "MERGE_HEAD" and (named := MERGED.match(pointer(folder / "MERGE_MSG"))):
+            of = named[1]
+        of = of[:10] if OBJECT_NAME.fullmatch(of) else of.removeprefix("refs/heads/")
+        return clean_text(f"{operation} {of}"[:200] if of else operation.partition(" ")[0])
+    return None
+
+
+OPERATIONS = {  # what is in git's folder meanwhile; a rebase may merge and pick commits
+    "rebase-merge": "rebase of", "rebase-apply": "rebase of", "MERGE_HEAD": "merge of",
+    "CHERRY_PICK_HEAD": "cherry-pick of", "REVERT_HEAD": "revert of", "BISECT_START": "bisect from",
+}  # fmt: skip
+MERGED = re.compile(r"Merge (?:remote-tracking )?(?:branch|tag) '([^'\n]+)'")
+OBJECT_NAME = re.compile("[0-9a-f]{40,64}")
 
 
 def read_commits(root: Path, number: int = 10) -> tuple[list[Commit], str | None]:
@@ -277,16 +300,17 @@ def all_status(root: Path, prefix: str, *flags: str, names: Sequence[str] = ("."
 UNENDED = re.compile("## ([ MTADRCU?!]{2} |$)")
 
 # the first of these letters in a status code decides
+CONFLICTS = frozenset("DD AU UD UA DU AA UU".split())
 CHANGE_STATUS = {"?": "untracked", "R": "renamed", "D": "deleted", "A": "added", "C": "added"}
 
 
-def describe_changes(codes: Codes, counts: dict[str, str]) -> list[Change]:
+def describe_changes(codes: Codes, counts: dict[str, str]) -> list[GitChange]:
     """Uncommitted changes against the last commit, staged and not; ``counts`` are the lines of each file."""
     changes = []
     for code, path in codes:
         status = next((word for letter, word in CHANGE_STATUS.items() if letter in code), "modified")
         counted = None if code == "??" else counts.get(path)  # what is in git's index no more may be there still
-        changes.append(Change(clean_text(path), typing.cast(Any, status), counted))
+        changes.append(GitChange(clean_text(path), typing.cast(Any, status), counted, code in CONFLICTS))
     return changes
 
 

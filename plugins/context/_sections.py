@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from cco_sidecar import BYTES_PER_TOKEN, GitContext, json_size
+from cco_sidecar import BYTES_PER_TOKEN, Change, GitContext, json_size
 
 
 class ProjectStructure(Struct):
@@ -39,10 +39,23 @@ class RelevantFile(Struct, omit_defaults=True):
     line_ranges: list[tuple[int, int]] = []
 
 
+class GitChange(Change, omit_defaults=True):
+    """An uncommitted change; `diff` is "+added -removed" lines, null for untracked and binary files."""
+
+    conflict: bool = False
+
+
+class GitState(GitContext, omit_defaults=True):
+    """Null and empty where there is no repository."""
+
+    uncommitted_changes: list[GitChange]  # type: ignore[assignment]
+    in_progress: str | None = None
+
+
 SECTION_TYPES: dict[str, Any] = {  # the reference's, in its order
     "project_structure": ProjectStructure,
     "relevant_files": list[RelevantFile],
-    "git_context": GitContext,
+    "git_context": GitState,
     "previous_agent_outputs": list[dict[str, Any]],
     "metadata": dict[str, Any],
 }

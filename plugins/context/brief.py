@@ -310,12 +310,20 @@ def decision_lines(outputs: list[dict[str, str]], room: int) -> list[str]:
 
 def git_lines(git: dict[str, Any], room: int) -> list[str]:
     changes, commits = git["uncommitted_changes"], git["recent_commits"]
-    lines = [
-        f"Branch {code(git['branch'] or 'none')}, {counted(len(changes), 'uncommitted change')},"
-        f" {counted(len(commits[:5]), 'last commit')}."
-    ]
+    branch = (
+        f"Branch {code(git['branch'] or 'none')}" if git["branch"] or not commits else "No branch: HEAD is detached"
+    )
+    lines = [f"{branch}, {counted(len(changes), 'uncommitted change')}, {counted(len(commits[:5]), 'last commit')}."]
+    conflicts = sum(item.get("conflict", False) for item in changes)
+    if conflicts or git.get("in_progress"):
+        operation = f"In progress: {code(git['in_progress'])}, " if git.get("in_progress") else ""
+        lines += [f"{operation}{counted(conflicts, 'file')} in conflict."]
     lines += ["", *(f"- commit {code(commit['hash'], 40)} {code(commit['message'], 100)}" for commit in commits[:5])]
-    changed = [f"- {item['status']} {path_code(item['path'])} {item['diff'] or ''}".rstrip() for item in changes]
+    told = ["in conflict" if item.get("conflict") else item["status"] for item in changes]
+    changed = [
+        f"- {status} {path_code(item['path'])} {item['diff'] or ''}".rstrip()
+        for status, item in zip(told, changes, strict=True)
+    ]
     return [*lines, *fitting(changed, room - size(lines), "- and {} more")]
 
 

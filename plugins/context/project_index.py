@@ -49,10 +49,12 @@ from cco_sidecar import (
 from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint, is_linked, is_young
 from cco_sidecar_plugins.context._git_facts import (
+    OPERATIONS,
     Codes,
     GitProject,
     describe_changes,
     git_prefix,
+    in_progress,
     is_closed,
     line_counts,
     read_commits,
@@ -65,6 +67,7 @@ from cco_sidecar_plugins.context._git_facts import (
 )
 from cco_sidecar_plugins.context._pipes import Pipes, pointer
 from cco_sidecar_plugins.context._prepared import PreparedContexts
+from cco_sidecar_plugins.context._sections import GitState
 from cco_sidecar_plugins.context._turn import Turn, current
 from cco_sidecar_plugins.context._watcher import new_watcher
 from cco_sidecar_plugins.context._withheld import may_tell_own, own_files
@@ -451,13 +454,9 @@ class ProjectIndex(GitProject):
             if facts and not stat.S_ISDIR(facts[4]):
                 files.append(self._fact(name, facts))
         key = tuple(facts for path, facts in self._of_git(self._known_folders()).items() if not path.endswith("index"))
-        (commits, head), remote = self._kept_by("history", key, self._history)
-        git = GitContext(
-            listing.branch,
-            commits,
-            describe_changes(listing.changes, line_counts(self._root, listing.changes)),
-            *remote,
-        )
+        (commits, head), (name, url) = self._kept_by("history", key, self._history)
+        changes = describe_changes(listing.changes, line_counts(self._root, listing.changes))
+        git = GitState(listing.branch, commits, changes, name, url, in_progress(self._known_folders().own))
         languages = frozenset(language_of(file.path) for file in files)
         own = own_files(str(self._root), files)
         total = total_of(proof, *((self._state.proof, self._state.total) if self._state else ({}, 0)))
@@ -499,7 +498,7 @@ class ProjectIndex(GitProject):
     def _of_git(self, folders: GitFolders) -> Proof:
         """Of git's files whose change can change a context: head, index, branches, ignore rules, configuration."""
         own, common = folders.own, folders.common
-        names = [own / name for name in ("HEAD", REFTABLES, "index", "logs/HEAD", "MERGE_HEAD", "config.worktree")]
+        names = [own / name for name in ("HEAD", REFTABLES, "index", "logs/HEAD", "config.worktree", *OPERATIONS)]
         names += [
             common / name
             for name in (

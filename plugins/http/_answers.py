@@ -20,7 +20,6 @@ from cco_sidecar import (
     GetContext,
     GetHealth,
     GetStatus,
-    GitContext,
     NextAgent,
     PublishEvent,
     ResultBody,
@@ -29,7 +28,7 @@ from cco_sidecar import (
     WaitForEvents,
 )
 from cco_sidecar_plugins._hooks import LoadedPlugin
-from cco_sidecar_plugins.context._sections import ProjectStructure, RelevantFile
+from cco_sidecar_plugins.context._sections import GitState, ProjectStructure, RelevantFile
 
 
 class ResultStored(Struct):
@@ -177,7 +176,7 @@ class ContextSections(Struct):
 
     project_structure: ProjectStructure
     relevant_files: list[RelevantFile]
-    git_context: GitContext
+    git_context: GitState
     previous_agent_outputs: list[PreviousOutput]
     metadata: ProjectMetadata
 

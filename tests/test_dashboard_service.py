@@ -29,6 +29,7 @@ from conftest import (
     PROJECT,
     Client,
     Service,
+    body_of,
     clean_environment,
     copy_project,
     end_stragglers,
@@ -609,6 +610,25 @@ def test_the_difference_of_a_result_shows_what_changed_and_says_what_is_left_out
     nothing = told.store(issue="i-diff")
     assert "names no files" in told.get(f"/api/results/{nothing['id']}/diff").json()["reason"]
     assert told.get("/api/results/no-such/diff").status_code == 404
+
+
+def test_a_difference_names_the_files_that_had_uncommitted_changes_when_the_agent_began(
+    make_service: Callable[..., Service],
+) -> None:
+    service = make_service("--agent-command", json.dumps([sys.executable, "-c", "import time; time.sleep(600)"]))
+    architect, root = service.client("chief-architect"), service.root
+    for name in ("src/main.py", "new.py"):
+        (root / name).write_text("written before\n")
+    agent = architect.post("/api/agents/spawn", {"agent_type": "python-specialist", "issue_id": "i-mixed"}).json()
+    for name in ("src/main.py", "new.py", "src/greeting.py"):
+        (root / name).write_text("written by the agent\n")
+    client = service.client("python-specialist", sub=agent["agent_id"])
+    names = ["src/main.py", "new.py", "src/greeting.py", "README.md"]
+    body = body_of("i-mixed", files_modified=names) | {"agent_id": agent["agent_id"]}
+    stored = client.post("/api/results", body).json()
+    answer = client.get(f"/api/results/{stored['id']}/diff").json()
+    assert answer["base"].endswith("; changed already, and not committed, before it began: src/main.py, new.py"), answer
+    architect.end(agent)
 
 
 def test_a_difference_shows_nothing_out_of_a_folder_that_a_file_was_or_is(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What changed in the files that a result names, as git tells it: ``GET /api/results/{result_id}/diff``.
 
-The files as they are now are compared with the commit at which the agent began. A file outside of the project, one that
+The files as they are now are compared with the commit at which the agent began; which of them had been changed by then
+and not committed is said, as the difference shows that too. A file outside of the project, one that
 git ignores and one that holds credentials by its name are left out, and that is said.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from cco_sidecar import (
     split_z,
 )
 from cco_sidecar_plugins._files import NO_JSON
+from cco_sidecar_plugins.agents.synthesis import named as listed
 from cco_sidecar_plugins.agents.synthesis import read_beginning
 from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix
 from cco_sidecar_plugins.context._withheld import is_secret
@@ -74,7 +76,7 @@ class ResultDiff(Struct):
 
 
 class GetDiff(Endpoint):
-    """What changed in the files that a result names since its agent began."""
+    """What changed in the files that a result names since the commit at which its agent began."""
 
     permission = READ
     answers = {200: ResultDiff}
@@ -122,10 +124,12 @@ def difference(root: Path, named: list[str], folder: Path | None, began: float) 
             raise GitError("the result names no files")
         if git_prefix(root) is None:
             raise GitError("there is no git repository")
-        base, answer.base = base_of(root, folder, began)
+        base, answer.base, before = base_of(root, folder, began)
         looked = dict(statuses(root, base, [path for path in paths.values() if path]))
         answer.files = [ChangedFile(path, looked[its] if its else "outside") for path, its in paths.items()]
         changed = [path for path in looked if looked[path] in ("added", "modified", "deleted")]
+        if mixed := [path for path in changed if clean_text(path) in before]:
+            answer.base += f"; changed already, and not committed, before it began: {listed(mixed)}"
         text = redacted(root, base, "".join(shown(root, base, changed)), changed)
         answer.diff, cut = cut_at_line(text, SHOWN)
         answer.truncated |= cut
@@ -143,18 +147,25 @@ def inside(root: Path, path: str) -> str | None:
     return os.path.relpath(full, root).replace(os.sep, "/") if full.startswith(f"{root}{os.sep}") else None
 
 
-def base_of(root: Path, folder: Path | None, began: float) -> tuple[str, str]:
-    """The commit that the files are compared with, and words for the comparison. Raises GitError."""
-    head, how = None, "the last commit before"
+def base_of(root: Path, folder: Path | None, began: float) -> tuple[str, str, Collection[str]]:
+    """The commit that the files are compared with, words for the comparison, and the files that were not as in that
+    commit when the agent began, as far as it is known. Raises GitError.
+    """
+    head, how, before = None, "the last commit before", dict[str, Any]()
     with contextlib.suppress(GitError, *NO_JSON):
         if folder:
-            head, how = read_beginning(folder).head, "the commit that was checked out when"
+            beginning = read_beginning(folder)
+            head, how, before = beginning.head, "the commit that was checked out when", beginning.changed
     if head is None or run_git(root, "cat-file", "-e", f"{head}^{{commit}}") is None:
         found = run_git(root, "rev-list", "-1", f"--before={int(began)}", "HEAD")
         head, how = (found or b"").decode().strip(), "the last commit before"
     if not head:
-        return empty_tree(root), f"nothing, as there was no commit at {iso(began)}, and the files as they are now"
-    return head, f"{head[:12]}, {how} the agent began at {iso(began)}, and the files as they are now"
+        return (
+            empty_tree(root),
+            f"nothing, as there was no commit at {iso(began)}, and the files as they are now",
+            before,
+        )
+    return head, f"{head[:12]}, {how} the agent began at {iso(began)}, and the files as they are now", before
 
 
 def statuses(root: Path, base: str, paths: list[str]) -> Iterator[tuple[str, Status]]:

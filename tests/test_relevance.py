@@ -339,11 +339,26 @@ def test_a_query_has_an_end() -> None:
     ("task", "words"),
     [
         ("feat(parser): read numbers", {"parser", "read", "number"}), ("fix: read numbers", {"read", "number"}),
-        ("the and of", set()), ('"; drop table* NEAR(x', {"drop", "tabl", "near"}), ("\x00 \ud800 ok", {"ok"}),
+        ("Documentation: explain what sessions are", {"session"}), ("Explain the documentation", {"explain", "document"}),
+        ("Refactor sessions\n\nExplain them", {"session", "explain"}), ("the and of", set()), ('"; drop table* NEAR(x', {"drop", "tabl", "near"}), ("\x00 \ud800 ok", {"ok"}),
     ],
 )  # fmt: skip
 def test_a_task_becomes_a_query(empty: Repository, task: str, words: set[str]) -> None:
     assert set(query(*plugin("_query").texts_of(empty.request(task))).terms) - {"x"} == words
+
+
+@pytest.mark.parametrize(
+    "task", ["Documentation: explain what skip does", "Describe skip in the docs", "Refactor skip"]
+)
+def test_words_of_a_title_that_name_the_kind_of_work_do_not_lead_away_from_its_subject(
+    empty: Repository, task: str
+) -> None:
+    empty.put("docs/contributing.md", "Documentation explains. Describe and explain a refactor in the docs.\n" * 9)
+    empty.put("docs/skipping.md", "Some tests are not run.\n" * 9 + "Then skip says so.\n")
+    empty.write(**{f"docs/guide{number}.md": f"The part {number} of it.\n" for number in range(9)})
+    for rank in (empty.rank, functools.partial(keywords_of, empty)):
+        paths = [item.path for item in rank(task, agent="documentation-expert", category="documentation")]
+        assert paths[0] == "docs/skipping.md", paths
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import collections
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 
 from msgspec import Struct
 
 from cco_sidecar import RankRequest
 from cco_sidecar_plugins._patterns import late_pattern
 from cco_sidecar_plugins.context._identifiers import IDENTIFIER, Splitter, Stemmer, parts_of, run_together
-from cco_sidecar_plugins.context._stop_words import STOP_WORDS
+from cco_sidecar_plugins.context._stop_words import STOP_WORDS, WORK_WORDS
 
 MAX_TERMS = 64
 MAX_PAIRS = 24  # adjacent words of a task that are looked for as phrases
@@ -65,15 +65,22 @@ class Query(Struct):
 def make_query(texts: Iterable[tuple[str, float]], stemmer: Stemmer) -> Query:
     """The query of (text, weight of each word in it), the task's title and body first."""
     texts = list(texts)
+    query = query_without(WORK_WORDS, texts, stemmer)
+    return query if query.terms else query_without(frozenset(), texts, stemmer)
+
+
+def query_without(work_words: Set[str], texts: list[tuple[str, float]], stemmer: Stemmer) -> Query:
+    """The same without ``work_words`` of the title."""
     pairs = list(dict.fromkeys(pair for text, _ in texts[:2] for pair in adjacent_words(text)))[:MAX_PAIRS]
     words: dict[str, float] = collections.defaultdict(float)
     names: dict[str, float] = {}
     runs: set[str] = set()
-    for text, weight in texts:
+    for place, (text, weight) in enumerate(texts):
+        passed_over = STOP_WORDS if place else STOP_WORDS | work_words
         before: list[str] = []
         for token in re.findall(r"\w+|[.!?:;\n]", text):
             parts = [part for part in parts_of(token) if len(part) > 1 or not part.isascii()]
-            content = [part for part in parts if part not in STOP_WORDS]
+            content = [part for part in parts if part not in passed_over]
             if not content or len(token) > Splitter.LONGEST:
                 before = []
                 continue

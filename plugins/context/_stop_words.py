@@ -10,4 +10,8 @@ STOP_WORDS = frozenset(
     via was we were what when where which while who why will with without would you fix fixed fixes fixing bug issue
     problem implement implements""".split()
 )
+WORK_WORDS = frozenset(  # in a title: of what is to be done, which say little where it has others
+    """clarify describe describes doc docs documentation documented documenting explain explained explains refactor
+    refactored refactoring refactors""".split()
+)
 NO_MATCH = "no word of the task occurs"  # the first reason of each file then

@@ -27,7 +27,7 @@ from cco_sidecar_plugins.context._first_files import FIRST_FILES
 from cco_sidecar_plugins.context._identifiers import parts_of
 from cco_sidecar_plugins.context._kinds import SPOKEN_KIND, kind_of, kinds_of_task, reading_of
 from cco_sidecar_plugins.context._languages import spoken_by
-from cco_sidecar_plugins.context._stop_words import NO_MATCH, STOP_WORDS
+from cco_sidecar_plugins.context._stop_words import NO_MATCH, STOP_WORDS, WORK_WORDS
 
 WORDS, WORK = 48, 1_500_000_000  # words of a task; bytes times words that are scanned, in about a second
 READING_SECONDS = 1.0  # also on a machine that is busy, as while the index is built: a hook has five in all
@@ -156,7 +156,8 @@ def task_words(task: str, number: int) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in words:
         found.setdefault(next((word[: -len(end)] for end in ENDINGS if word[4:].endswith(end)), word), word)
-    return dict(itertools.islice(found.items(), number))
+    subject = {stem: word for stem, word in found.items() if word not in WORK_WORDS}
+    return dict(itertools.islice((subject or found).items(), number))
 
 
 ENDINGS = ("ies", "ing", "es", "ed", "s")

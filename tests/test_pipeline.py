@@ -1112,6 +1112,22 @@ def test_a_service_that_stays_away_is_exit_code_3(runs: Runs, served: Service) -
     assert runs.run("--issue", "i-1", "--until", "architect")[-1]["state"] == "reached"
 
 
+def test_a_service_that_is_stopped_is_named_and_the_same_command_goes_on(runs: Runs, served: Service) -> None:
+    words = ["--issue", "i-1", "--patience", "0", "--until", "architect"]
+    process = runs.start("--format", "json", *words, script={"chief-architect": ["gate"]})
+    at_the_gate(runs, process, "chief-architect")
+    served.process.send_signal(signal.SIGSTOP)
+    try:
+        assert process.wait(180) == 3
+    finally:
+        served.process.send_signal(signal.SIGCONT)
+    said = runs.output(process, "err")
+    assert f"its process, pid {served.process.pid}, is there and does not answer" in said, said
+    assert "its agent goes on, and `" in said and said.endswith("` goes on from here\n") and "start the" not in said
+    runs.open_gate()
+    assert runs.run(*words)[-1]["state"] == "reached" and runs.worked() == ["chief-architect"]
+
+
 def test_a_runner_that_slept_for_longer_than_its_token_lives_goes_on(runs: Runs, served: Service) -> None:
     words = ["--format", "json", "--issue", "i-1", "--until", "architect"]
     process = runs.start(*words, script={"chief-architect": ["gate"]}, CCO_SIDECAR_TOKEN_TTL="3")

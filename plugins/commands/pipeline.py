@@ -48,7 +48,7 @@ from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents._agent_types import BUILT_IN
 from cco_sidecar_plugins.agents.launchers import DECIDING, find_program
 from cco_sidecar_plugins.agents.specialists import nearest_type
-from cco_sidecar_plugins.commands._client import Refused
+from cco_sidecar_plugins.commands._client import NotReachable, Refused
 from cco_sidecar_plugins.commands._pipeline_issue import Interrupts, Issue, Story
 from cco_sidecar_plugins.commands._pipeline_plan import (
     PART,
@@ -216,6 +216,9 @@ class Pipeline:
                     self._spawn(self._plan.next())
         except KeyboardInterrupt:
             return self._interrupted()
+        except NotReachable as error:
+            goes_on = "its agent goes on, and " if self._living() else ""
+            raise NotReachable(f"{error}; {goes_on}{self._how_to_go_on()}") from None
         except NotWritten:
             self._view = self._story.view = View()
             self._interrupted()

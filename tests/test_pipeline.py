@@ -1122,7 +1122,7 @@ def test_a_service_that_is_stopped_is_named_and_the_same_command_goes_on(runs: R
     finally:
         served.process.send_signal(signal.SIGCONT)
     said = runs.output(process, "err")
-    assert f"its process, pid {served.process.pid}, is there and does not answer" in said, said
+    assert f"pid {served.process.pid} is stopped" in said, said
     assert "its agent goes on, and `" in said and said.endswith("` goes on from here\n") and "start the" not in said
     runs.open_gate()
     assert runs.run(*words)[-1]["state"] == "reached" and runs.worked() == ["chief-architect"]

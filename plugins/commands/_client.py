@@ -26,7 +26,6 @@ from cco_sidecar import (
     Settings,
     SidecarInfo,
     StartError,
-    birth_of,
     bundled_folder,
     load_hooks,
     mint_token,
@@ -273,14 +272,7 @@ class Client:
             advice = about_certificate(reason)
         elif isinstance(reason, (ConnectionResetError, http.client.BadStatusLine)) and self._given and scheme == "http":
             advice = f"if it serves HTTPS give --url https:{rest}, else {advice}"
-        elif isinstance(reason, TimeoutError) and (pid := self._living_pid()):
-            advice = f"its process, pid {pid}, is there and does not answer: continue it if it was stopped, else end it"
         return NotReachable(f"{self.url} is not reachable: {reason}; {advice}")
-
-    def _living_pid(self) -> int | None:
-        """The pid of the repository's service, whose process has not ended."""
-        info = read_sidecar_json(self._settings.storage) if self._settings else None
-        return info.pid if info and birth_of(info.pid) else None
 
 
 def service_url(flag: str | None, variable: str | None) -> str:

@@ -107,6 +107,14 @@ def test_the_brief_says_what_is_to_be_done_and_what_was_decided(client: Client) 
     client.store("chief-architect", decisions=["Prices are whole cents", "Carts expire"])  # said again
     again = [line.partition(",")[0] for line in section(brief(client, task="Refund a voucher"), SECTIONS[2])]
     assert again == ["- `chief-architect`"] * 2 + ["- `python-specialist`"]
+    for issue, decisions, told in (
+        ("copied", ["what you decided and why"], ["no decision"]),
+        ("half", ["what you decided and why", "Use C"], ["Use C"]),
+        ("own", ["what you decided and why not"], ["what you decided and why not"]),
+    ):
+        client.store("python-specialist", issue=issue, decisions=decisions)
+        lines = section(brief(client, issue=issue), SECTIONS[2])
+        assert [line.rpartition(": ")[2].strip("`") for line in lines] == told
     assert brief(client, issue="issue-2").count("None was given.") == 1
 
 

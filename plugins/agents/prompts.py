@@ -48,6 +48,7 @@ When you are done, store your result (status is success, failed or partial):
   {curl}/results -d '{result}'
 """
 OTHERWISE = "\nOnly where those tools are missing, do the same by curl.\n"
+EXAMPLE = "what you decided and why"  # in the place of a decision; where it comes back, nothing was decided
 SAY = "When you are done, say in your last lines what you decided and why: you store no result yourself.\n"
 TELL = """
 To tell the others something before that, publish an event:
@@ -106,7 +107,7 @@ def by_curl(reader: Reader) -> str:
     token by a file of curl's own alone.
     """
     who = {name: getattr(reader, name) for name in ("agent_id", "agent_type", "issue_id", "project_id")}
-    result = {"status": "success", "files_modified": [], "decisions": ["what you decided and why"]}
+    result = {"status": "success", "files_modified": [], "decisions": [EXAMPLE]}
     data = {"issue_id": reader.issue_id, "message": "..."}
     template = STORE if WRITE in reader.permissions else SAY
     return (template + (TELL if PUBLISH in reader.permissions else "")).format(

@@ -46,7 +46,7 @@ from cco_sidecar_plugins._settings import PluginSettings
 from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents._reader import BriefQuery, Reader, ReadingLauncher, brief_query
 from cco_sidecar_plugins.agents.keeper import NotingAgents
-from cco_sidecar_plugins.agents.prompts import instructions, reader_of
+from cco_sidecar_plugins.agents.prompts import EXAMPLE, instructions, reader_of
 from cco_sidecar_plugins.context._sections import SECTION_TYPES
 
 log = logging.getLogger("cco")
@@ -296,14 +296,17 @@ def task_lines(task: str, room: int) -> list[str]:
 
 
 def decision_lines(outputs: list[dict[str, str]], room: int) -> list[str]:
-    """A line a decision, the newest result's first. What an agent's later result says again is told by that one."""
+    """A line a decision, the newest result's first. What an agent's later result says again is told by that one, and
+    the prompt's own example, sent back as it was, is no decision.
+    """
     lines, told = [], set[tuple[str, str]]()
     for output in reversed(outputs):
         if (said_by := (output["agent"], output["decision"] or output["rationale"])) in told:
             continue
         told.add(said_by)
         who = f"- {code(output['agent_type'], 60)}, {output['status']}, {output['timestamp'][:16]}: "
-        said = output["decision"].split("; ") if output["decision"] else [output["rationale"] or "no decision"]
+        said = [text for text in output["decision"].split("; ") if text not in ("", EXAMPLE)]
+        said = said or [output["rationale"] or "no decision"]
         lines += [who + code(text, LINE - len(who) - 8) for text in said]
     return fitting(lines, room, "- and {} earlier") or ["Nothing yet."]
 

@@ -23,6 +23,9 @@ from agent_harness import folder_of, output, spawn, state
 from conftest import MODULE, ROOT, Client, Service, clean_environment, git, make_repository, until, write
 from markdown_it import MarkdownIt
 
+from cco_sidecar_plugins.agents import synthesis
+from cco_sidecar_plugins.commands._pipeline_plan import done_result
+
 SECTIONS = [
     "Task", "What you may do, and how", "What was decided so far, newest first", "Files worth reading, best first", "Git",
 ]  # fmt: skip
@@ -116,6 +119,19 @@ def test_the_brief_says_what_is_to_be_done_and_what_was_decided(client: Client) 
         lines = section(brief(client, issue=issue), SECTIONS[2])
         assert [line.rpartition(": ")[2].strip("`") for line in lines] == told
     assert brief(client, issue="issue-2").count("None was given.") == 1
+
+
+@pytest.mark.parametrize("decisions", [[], ["Carts are made"]])
+def test_a_step_that_the_pipeline_takes_as_done_is_told_once_also_of_an_agent_that_wrote_nothing(
+    client: Client, decisions: list[str]
+) -> None:
+    made = {"decisions": decisions, "rationale": synthesis.WHY, "files_modified": ["shop/cart.py"]}
+    stored = client.store("python-specialist", "partial", **made)
+    client.store("python-specialist", **done_result(made, stored["id"]))
+    client.store("chief-architect", rationale="One")
+    client.store("chief-architect", rationale="Another")
+    told = [line.split(", ")[:2] for line in section(brief(client), SECTIONS[2])]
+    assert told == [["- `chief-architect`", "success"]] * 2 + [["- `python-specialist`", "success"]]
 
 
 def test_files_have_reasons_and_the_lines_that_matter(client: Client) -> None:

@@ -41,7 +41,7 @@ from cco_sidecar import (
 from cco_sidecar_plugins._files import NO_JSON, content_of
 from cco_sidecar_plugins._terminal import last_shown
 from cco_sidecar_plugins.agents.launchers import storing_program
-from cco_sidecar_plugins.commands._pipeline_plan import FILES_UNKNOWN, SUBMODULES_UNKNOWN, WRITTEN_LATER
+from cco_sidecar_plugins.commands._pipeline_plan import FILES_UNKNOWN, MADE, SUBMODULES_UNKNOWN, WRITTEN_LATER
 from cco_sidecar_plugins.context._fingerprints import Fingerprint, fingerprint
 from cco_sidecar_plugins.context._git_facts import empty_tree, git_prefix, read_status
 
@@ -51,7 +51,7 @@ FILES = 1000  # of each kind at most
 SMALL = 64 * 1024  # bytes of a file whose content is noted, of so many files
 LATE = 15.0  # seconds after an agent's end in which its last processes may still write
 ACCOUNT = "tokens used"  # after its transcript codex writes this, their number, and its answer once more
-WHY = "The agent ended with exit code 0 and stored no result: this is from its last lines and from git."
+WHY = f"{MADE} and stored no result: this is from its last lines and from git."
 
 
 Noted = str | Fingerprint | None  # mode and digest, of many or large files what also shows a touch, nothing of none

@@ -15,6 +15,7 @@ from cco_sidecar_plugins._terminal import last_shown
 PART = "\n\nYour part: "  # between the task and why it is an agent's turn
 PRIORITIES = ("high", "medium", "low")
 FILE_LISTS = ("files_created", "files_modified", "files_deleted")
+MADE = "The agent ended with exit code 0"  # how the rationale begins of what is made of an agent that stored nothing
 # How warnings begin that the service puts into a result which it makes, and that say that not all files are known.
 FILES_UNKNOWN, WRITTEN_LATER = "Which files it changed is not known", "Written after the agent's end"
 SUBMODULES_UNKNOWN = "Whether it changed files in the submodules without a commit is not known"
@@ -148,7 +149,7 @@ def files_of(result: dict[str, Any]) -> set[str] | None:
 
 def done_result(made: dict[str, Any], result_id: str) -> dict[str, Any]:
     """The result of an agent that ended with 0, changed files and stored none, of the one that the service made."""
-    why = "The agent ended with exit code 0, changed files and stored no result: the pipeline takes its step as done."
+    why = f"{MADE}, changed files and stored no result: the pipeline takes its step as done."
     about = {"reported_by": "pipeline", "made_of": result_id}
     return made | {"status": "success", "rationale": why, "artifacts": about}
 
@@ -156,7 +157,7 @@ def done_result(made: dict[str, Any], result_id: str) -> dict[str, Any]:
 def told_once(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Stored results without those of which the pipeline made another in the same agent's name: that one tells it."""
     about = [(row["agent_id"], row["result"].get("artifacts")) for row in results]
-    made_of = [(agent_id, facts.get("made_of")) for agent_id, facts in about if isinstance(facts, dict)]
+    made_of = {(agent_id, str(facts.get("made_of"))) for agent_id, facts in about if isinstance(facts, dict)}
     return [row for row in results if (row["agent_id"], row["id"]) not in made_of]
 
 

@@ -47,6 +47,7 @@ from cco_sidecar_plugins._words import counted
 from cco_sidecar_plugins.agents._reader import BriefQuery, Reader, ReadingLauncher, brief_query
 from cco_sidecar_plugins.agents.keeper import NotingAgents
 from cco_sidecar_plugins.agents.prompts import EXAMPLE, instructions, reader_of
+from cco_sidecar_plugins.commands._pipeline_plan import MADE
 from cco_sidecar_plugins.context._sections import SECTION_TYPES
 
 log = logging.getLogger("cco")
@@ -301,7 +302,8 @@ def decision_lines(outputs: list[dict[str, str]], room: int) -> list[str]:
     """
     lines, told = [], set[tuple[str, str]]()
     for output in reversed(outputs):
-        if (said_by := (output["agent"], output["decision"] or output["rationale"])) in told:
+        made = output["rationale"].startswith(MADE)  # by the service, and then by the pipeline in other words
+        if (said_by := (output["agent"], output["decision"] or ("" if made else output["rationale"]))) in told:
             continue
         told.add(said_by)
         who = f"- {code(output['agent_type'], 60)}, {output['status']}, {output['timestamp'][:16]}: "

@@ -1922,6 +1922,32 @@ def test_what_lies_among_the_files_to_place_does_not_stop_a_start(make_service: 
     assert file_id(service) == stored["id"] and unplaced(service) == ["a-folder"]
 
 
+def test_a_file_that_cannot_be_moved_to_its_place_is_there_once_a_start_can(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    """Nor is it lost by a start that cannot either."""
+    code = """
+move = c.os.replace
+def fails(path, place):
+    if FAULT.exists() and '/results/' in str(place):
+        raise OSError(c.errno.ENOSPC, 'No space left on device')
+    move(path, place)
+c.os.replace = fails
+"""
+    service = faulty(make_service, tmp_path, code)
+    first, fault = service.client().store(), tmp_path / "fault"
+    fault.touch()
+    second = service.client().store()
+    for _ in range(2):
+        assert file_id(service) == first["id"] and unplaced(service) == [second["id"]]
+        assert service.stop() == 0
+        service.start()
+    fault.unlink()
+    assert service.stop() == 0
+    service.start()
+    assert file_id(service) == second["id"] and unplaced(service) == []
+
+
 # -- what is counted
 
 

@@ -47,7 +47,8 @@ class RecoveredFiles(ResultFiles):
         try:
             self.write(rows)
             self.place()
-            new.unlink(missing_ok=True)
+            if new.name not in [row["id"] for row in rows]:  # else it was moved, or is for the next start
+                new.unlink(missing_ok=True)
         except (OSError, StorageError) as error:
             self._written = {}  # else it is placed with the next one, and may be cut
             log.error("the file of %s cannot be written: %s", new.name, getattr(error, "strerror", error))

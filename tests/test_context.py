@@ -291,6 +291,7 @@ def test_a_detached_head_has_no_branch(make_service: MakeService, repository: Pa
         ("merge --no-commit --no-ff beside", "merge --abort", "merge of beside", False),
         ("cherry-pick other", "cherry-pick --quit", "cherry-pick of {other}", True),
         ("bisect start", "bisect reset", "bisect from main", False),
+        ("am -q .git/0001-To-be-other.patch", "am --abort", "am", False),
         ("stash pop", "reset -q --hard", None, True),
     ],
 )
@@ -308,6 +309,7 @@ def test_what_git_waits_to_go_on_with_and_what_is_in_conflict_is_told_until_it_i
     git(root, "stash", "-q")
     write(root / "README.md", "meanwhile\n")
     git(root, "commit", "-q", "-a", "-m", "To be meanwhile")
+    git(root, "format-patch", "-q", "-1", "-o", ".git", "other")
     hashes = {name: git(root, "rev-parse", ref)[:10] for name, ref in (("other", "other"), ("last", "HEAD~1"))}
 
     def state() -> tuple[str | None, set[str]]:

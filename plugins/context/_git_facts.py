@@ -202,7 +202,7 @@ def in_progress(folder: Path) -> str | None:
 
 
 OPERATIONS = {  # what is in git's folder meanwhile; a rebase may merge and pick commits
-    "rebase-merge": "rebase of", "rebase-apply": "rebase of", "MERGE_HEAD": "merge of",
+    "rebase-merge": "rebase of", "rebase-apply/applying": "am", "rebase-apply": "rebase of", "MERGE_HEAD": "merge of",
     "CHERRY_PICK_HEAD": "cherry-pick of", "REVERT_HEAD": "revert of", "BISECT_START": "bisect from",
 }  # fmt: skip
 MERGED = re.compile(r"Merge (?:remote-tracking )?(?:branch|tag) '([^'\n]+)'")

@@ -733,6 +733,18 @@ def test_who_judges_and_gives_no_verdict_is_tried_again_itself_and_ends_it_at_la
     assert runs.run("--issue", "i-1")[-1]["state"] == "done"
 
 
+@pytest.mark.parametrize(
+    ("category", "deed", "statuses"), [("qa", "edit", ["partial"] * 2), ("documentation", "silent", ["success"])]
+)
+def test_a_type_that_only_the_running_service_knows_counts_by_its_category_there(
+    runs: Runs, make_service: Callable[..., Service], category: str, deed: str, statuses: list[str]
+) -> None:
+    make_service("--agent-types", f"other={category}", env=runs.env)
+    words = ["--issue", "i-1", "--type", "other", "--retries", "1"]
+    events = runs.run(*words, script={"other": [deed]}, code=int(category == "qa"))
+    assert [row["status"] for row in events[-1]["agents"] if row["agent_type"] == "other"] == statuses
+
+
 @pytest.mark.parametrize(("program", "attempts"), [("claude", 2), ("gemini", 2), ("aider", 1)])
 def test_a_program_that_can_store_a_result_and_stored_none_has_not_done_its_step(
     runs: Runs, tmp_path: Path, program: str, attempts: int

@@ -231,6 +231,9 @@ class Pipeline:
         begin here.
         """
         options, all_agents = self._options, self._read_agents()
+        with contextlib.suppress(Refused):  # by a service without plugins
+            told = self._issue.call("GET", "/api/agent-types")["agent_types"]
+            self._types = self._types | {row["agent_type"]: row["category"] for row in told}
         starts = [event["data"] for event in self._issue.events("pipeline_started", "earliest")]
         known: dict[str, Any] = starts[-1] if starts else {}
         self._task = options.task or known.get("task") or task_elsewhere(options, self._hooks, all_agents)

@@ -726,8 +726,8 @@ def test_who_judges_and_gives_no_verdict_is_tried_again_itself_and_ends_it_at_la
     reason = events[-1]["reason"]
     assert reason.startswith(f"{agent_type} has failed 2 times in a row (--retries 1) and gave no verdict: `"), reason
     assert (
-        f"agent logs {events[-1]['agents'][-1]['agent_id']}` shows what it did; `results store` stores one in its"
-        in reason
+        f"agent logs {events[-1]['agents'][-1]['agent_id']}` shows what it did; `" in reason
+        and " results store` stores one in its" in reason
     )
     runs.mend(agent_type)
     assert runs.run("--issue", "i-1")[-1]["state"] == "done"
@@ -745,16 +745,20 @@ def test_a_type_that_only_the_running_service_knows_counts_by_its_category_there
     assert [row["status"] for row in events[-1]["agents"] if row["agent_type"] == "other"] == statuses
 
 
+def played(program: str, folder: Path) -> dict[str, str]:
+    """The environment of a command whose agents are started as that program, which the team plays."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / program).write_text(f"#!/bin/sh\nexec {shlex.join(json.loads(TEAM))}\n")
+    (folder / "bin" / program).chmod(0o755)
+    return {"CCO_SIDECAR_AGENT_COMMAND": program, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+
+
 @pytest.mark.parametrize(("program", "attempts"), [("claude", 2), ("gemini", 2), ("aider", 1)])
 def test_a_program_that_can_store_a_result_and_stored_none_has_not_done_its_step(
     runs: Runs, tmp_path: Path, program: str, attempts: int
 ) -> None:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / program).write_text(f"#!/bin/sh\nexec {shlex.join(json.loads(TEAM))}\n")
-    (tmp_path / "bin" / program).chmod(0o755)
-    environment = {"CCO_SIDECAR_AGENT_COMMAND": program, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     words = ["--issue", "i-1", "--until", "coding"]
-    events = runs.run(*words, script={"python-specialist": ["edit", "success"]}, **environment)
+    events = runs.run(*words, script={"python-specialist": ["edit", "success"]}, **played(program, tmp_path))
     assert runs.worked() == ["chief-architect", *["python-specialist"] * attempts]
     assert [row["status"] for row in events[-1]["agents"][1:]] == ["partial", "success"][-attempts:]
 
@@ -773,6 +777,17 @@ def test_who_ends_with_0_changes_nothing_and_stores_nothing_is_tried_twice(
     assert f"agent logs {events[-1]['agents'][-1]['agent_id']}" in events[-1]["reason"]
     runs.mend("python-specialist")
     assert runs.run("--issue", "i-1")[-1]["state"] == "done"  # who starts it again has looked into it
+
+
+@pytest.mark.parametrize(
+    ("program", "advice"),
+    [("claude", "claude can do both"), ("gemini", "gemini can do both"), ("aider", "a program that can neither call")],
+)
+def test_where_an_agent_did_nothing_it_is_said_whether_its_program_could_have(
+    runs: Runs, tmp_path: Path, program: str, advice: str
+) -> None:
+    events = runs.run("--issue", "i-1", script={"chief-architect": ["silent"]}, code=1, **played(program, tmp_path))
+    assert f"shows what it did; {advice}" in events[-1]["reason"]
 
 
 @pytest.mark.parametrize("status", ["failed", "success", "partial"])

@@ -123,12 +123,17 @@ def silent_result(agent: dict[str, Any], may_write: bool, ordered: str = "") -> 
     return {"status": "failed", "errors": [problem], "artifacts": about}
 
 
+def able_program(made: dict[str, Any]) -> str:
+    """The program that is known to be able to store a result, of an agent of which the service made this one, or ""."""
+    about = made.get("artifacts")
+    return str(about.get("could_store", "")) if isinstance(about, dict) else ""
+
+
 def is_done(made: dict[str, Any]) -> bool:
     """Whether an agent of which the service made this result has done its step: it changed files, no result that it
     wanted to store was refused, and its program is not known to be able to store one.
     """
-    able = isinstance(about := made.get("artifacts"), dict) and "could_store" in about
-    return any(made.get(kind) for kind in FILE_LISTS) and not made.get("errors") and not able
+    return any(made.get(kind) for kind in FILE_LISTS) and not made.get("errors") and not able_program(made)
 
 
 def is_idle(made: dict[str, Any]) -> bool:

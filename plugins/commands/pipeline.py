@@ -54,6 +54,7 @@ from cco_sidecar_plugins.commands._pipeline_plan import (
     PART,
     Outcome,
     Plan,
+    able_program,
     done_result,
     in_one_line,
     is_done,
@@ -386,6 +387,7 @@ class Pipeline:
                 refused = next(iter(made[1].get("errors") or []), "")
                 words += f": {refused}" if refused else ", and git tells of no file that it changed"
                 advice = "a program that can neither call the service nor change files does no step of a pipeline"
+                advice = f"{program} can do both" if (program := able_program(made[1])) else advice
                 advice = "the service's log and audit log name what refuses" if refused else advice
                 return "failed", f"{words}: `{logs}` shows what it did; {advice}"
         if hopeless := [name for name, number in plan.failures.items() if number > options.retries]:
@@ -407,8 +409,9 @@ class Pipeline:
             return ""
         if not is_silent(self._issue.call("GET", f"/api/results/{stored}")):
             return ""
-        logs = self._link.client.command(f"agent logs {last[0]['agent_id']}")
-        advice = "`results store` stores one in its place, or have its program store its result"
+        command = self._link.client.command
+        logs, store = command(f"agent logs {last[0]['agent_id']}"), command("results store")
+        advice = f"`{store}` stores one in its place, or have its program store its result"
         return f" and gave no verdict: `{logs}` shows what it did; {advice}"
 
     # -- one step

@@ -12,9 +12,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
+import threading
 import time
 import typing
 import uuid
@@ -962,6 +965,44 @@ def test_tls_and_a_clients_certificate(make_team: Callable[..., Team], tmp_path:
         event = with_certificate.publish("sealed")["event_id"]
         assert ids(with_certificate.wait("sealed", timeout=0)) == [event]
         assert "refuses" in not_started(team.sidecar())
+
+
+@pytest.mark.parametrize("words", ["Authorization Violation", "Authentication Timeout", ""])
+def test_that_a_server_ends_an_encrypted_connection_is_told_in_our_words_alone(
+    make_team: Callable[..., Team], tmp_path: Path, words: str
+) -> None:
+    make_pair(tmp_path, "localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    listener, lines = socket.create_server(("127.0.0.1", 0)), list[socket.socket]()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # the listener is closed at the end
+            while True:
+                plain, _ = listener.accept()
+                plain.sendall(b'INFO {"server_id": "x", "version": "2.10.0", "tls_required": true, "proto": 1}\r\n')
+                lines.append(line := context.wrap_socket(plain, server_side=True))
+                heard = b""
+                while b"PING" not in heard:
+                    heard += line.recv(4096)
+                line.sendall(f"-ERR '{words}'\r\n".encode() if words else b"")
+                line.setblocking(False)
+                with contextlib.suppress(ssl.SSLError):  # the client has not answered yet
+                    line.unwrap()
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    try:
+        url = f"tls://localhost:{listener.getsockname()[1]}"
+        sidecar = make_team(url, "--nats-tls-ca", str(tmp_path / "cert.pem")).sidecar()
+        told = not_started(sidecar) if words else sidecar.start().log
+        assert "eof_received" not in told and lines
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        serving.join()
+        for line in lines:
+            line.close()
 
 
 def test_the_password_is_told_nowhere(team: Team) -> None:

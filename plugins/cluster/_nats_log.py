@@ -72,6 +72,13 @@ class ReadingClient(Client):
             return None
 
 
+def is_of_use(record: logging.LogRecord) -> bool:
+    """Not what asyncio says of each connection that was encrypted after it began, as those of nats-py are, when the
+    server ends it.
+    """
+    return "eof_received() has no effect" not in str(record.msg)
+
+
 class NatsLog:
     """``start`` begins to connect; ``hear`` is called in the client's thread with each Joined and Entry, in order.
     ``founding`` is written down with a stream that is made, ``place`` tells which log is known and which entry of it
@@ -110,6 +117,7 @@ class NatsLog:
     def start(self, *, known: bool) -> None:
         """``known``: this sidecar has read the log before, so that nobody makes it anew where it is not there."""
         self._known = known
+        logging.getLogger("asyncio").addFilter(is_of_use)
         self._thread.start()
 
     def close(self) -> None:

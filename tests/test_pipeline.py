@@ -1139,10 +1139,16 @@ def test_a_service_that_stays_away_is_exit_code_3(runs: Runs, served: Service) -
     assert runs.run("--issue", "i-1", "--until", "architect")[-1]["state"] == "reached"
 
 
-def test_a_service_that_is_stopped_is_named_and_the_same_command_goes_on(runs: Runs, served: Service) -> None:
+@pytest.mark.parametrize("moment", ["agent_started", "at the gate"])
+def test_a_service_that_is_stopped_is_named_and_the_same_command_goes_on(
+    runs: Runs, served: Service, moment: str
+) -> None:
     words = ["--issue", "i-1", "--patience", "0", "--until", "architect"]
     process = runs.start("--format", "json", *words, script={"chief-architect": ["gate"]})
-    at_the_gate(runs, process, "chief-architect")
+    if moment == "agent_started":  # it is not among the agents that the pipeline has read yet
+        until(lambda: runs.events(process, moment))
+    else:
+        at_the_gate(runs, process, "chief-architect")
     served.process.send_signal(signal.SIGSTOP)
     try:
         assert process.wait(180) == 3

@@ -218,7 +218,8 @@ class Pipeline:
         except KeyboardInterrupt:
             return self._interrupted()
         except NotReachable as error:
-            goes_on = "its agent goes on, and " if self._living() else ""
+            unseen = self._story.started.keys() - self._agents.keys()  # started since the last look
+            goes_on = "its agent goes on, and " if self._living() or unseen else ""
             raise NotReachable(f"{error}; {goes_on}{self._how_to_go_on()}") from None
         except NotWritten:
             self._view = self._story.view = View()

@@ -67,7 +67,7 @@ def pages() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, pages: int) -> Iterator[Service]:
     """A service that lets pages of app.example in, with something in it to steal and to destroy."""
-    arguments = ["--cors-origin", f"http://app.example:{pages}", "--agent-command", "true"]
+    arguments = ["--cors-origin", f"http://app.example:{pages}", "--agent-command", "true", "--log-level", "debug"]
     with serving(tmp_path_factory.mktemp("guarded"), *arguments) as running:
         client = running.client()
         client.store(decisions=["something to steal"])

@@ -1391,10 +1391,13 @@ def test_a_change_that_is_interrupted_says_how_to_see_what_became_of_it(tmp_path
         end_stragglers()
 
 
-def test_a_service_that_is_stopped_is_not_called_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lock", ["its file is there", "its file was deleted"])
+def test_a_service_that_is_stopped_is_not_called_missing(tmp_path: Path, lock: str) -> None:
     here = Here(tmp_path)
     here.start()
     assert here.process
+    if "deleted" in lock:  # the folder's own stays
+        (here.storage / "lock").unlink()
     os.kill(here.process.pid, signal.SIGSTOP)
     words = ("health", "agent list", "results get abcd", "run --issue i --task x", "doctor --format json")
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from cco_sidecar import Settings, SidecarInfo, default_storage, lock_file, run_git
+from cco_sidecar import Settings, SidecarInfo, StartError, default_storage, instance_lock, run_git
 from cco_sidecar_plugins._called import own_command
 from cco_sidecar_plugins._files import read_sidecar_json
 from cco_sidecar_plugins.commands._health import LOCAL_SECONDS, ask_health, read_health, url_of_port
@@ -93,9 +93,11 @@ def about_silent(settings: Settings) -> str:
     """What to do about the announced service, which let somebody wait, where its process has the storage; "" where no
     process has.
     """
-    info = running_service(settings)
-    if not info or not is_locked(settings.storage / "lock"):  # another process may have its pid by now
+    if not (info := running_service(settings)):
         return ""
+    with contextlib.suppress(OSError):  # a disk that takes nothing any more
+        if not is_held(settings):  # another process has its pid by now
+            return ""
     with contextlib.suppress(psutil.Error):
         if psutil.Process(info.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
             return f"pid {info.pid} is stopped: `kill -CONT {info.pid}` has it go on"
@@ -103,15 +105,15 @@ def about_silent(settings: Settings) -> str:
     return f"pid {info.pid} runs and does not answer: look again in a moment, it may be busy; else {again}"
 
 
-def is_locked(path: Path) -> bool:
+def is_held(settings: Settings) -> bool:
+    """Whether a process has the storage; none has one that is not there. A start waits while this looks."""
     try:
-        with path.open("r+b") as file:
-            lock_file(file.fileno())
+        with instance_lock(settings.storage):
+            return False
     except FileNotFoundError:
         return False
-    except OSError:
+    except StartError:
         return True
-    return False
 
 
 def settings_of_tree(settings: Settings, root: Path) -> Settings:

@@ -72,7 +72,7 @@ from cco_sidecar_plugins.commands._client import (
 )
 from cco_sidecar_plugins.commands._health import about_certificate, ask_health, explain_bind_error, read_health
 from cco_sidecar_plugins.commands._printing import show
-from cco_sidecar_plugins.commands._running import running_service, running_settings, start_it
+from cco_sidecar_plugins.commands._running import is_held, running_service, running_settings, start_it
 from cco_sidecar_plugins.commands._table import CLIENT_OPTIONS, Command, add_commands, arg
 from cco_sidecar_plugins.context._git_facts import git_prefix
 from cco_sidecar_plugins.context._watcher import folder_limit
@@ -273,17 +273,6 @@ def check_secret(settings: Settings) -> str:
 
 
 @functools.lru_cache(1)  # of one that is held it is known after a second
-def is_held(settings: Settings) -> bool:
-    """Whether a process has the storage; none has one that is not there. A start waits while this looks."""
-    try:
-        with cco_sidecar.instance_lock(settings.storage):
-            return False
-    except FileNotFoundError:
-        return False
-    except StartError:
-        return True
-
-
 def check_lock(settings: Settings) -> str:
     if not is_held(settings):
         return "free"
